@@ -1,0 +1,1 @@
+//! API types of `standfast.dev/v1alpha1`.

@@ -1,0 +1,1 @@
+//! Test clusters and the paper venue.
