@@ -1,1 +1,7 @@
-//! API types of `standfast.dev/v1alpha1`.
+//! API types of `standfast.dev/v1alpha1`, and the admission policies that guard them.
+//!
+//! The crate needs neither a client nor a runtime, so that other programs can use the types cheaply.
+//! `cargo run -p standfast-crds --example crdgen` writes the manifests beside it.
+
+pub mod guardrails;
+pub mod v1alpha1;

@@ -1,1 +1,4 @@
 //! The Standfast operator.
+
+pub mod calls;
+pub mod outbound;

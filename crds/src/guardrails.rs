@@ -1,0 +1,17 @@
+//! The admission policies that hold a latch, as they are shipped in the `standfast-crds` chart.
+//!
+//! The operator compares what it finds in a cluster with these copies: a guardrail that is missing or edited is
+//! reported, and nothing is released while it is.
+
+/// The multi-document YAML of all policies and bindings.
+pub const MANIFEST: &str = include_str!("../policies/guardrails.yaml");
+
+/// Label that opts a namespace in to the latch; its value must be [`LATCH_ENABLED`].
+/// The same key on a ConfigMap, with the value [`LATCH_HELD`], makes that ConfigMap a held latch.
+pub const LATCH_LABEL: &str = "standfast.dev/latch";
+/// Value of [`LATCH_LABEL`] on a namespace in which latches work.
+pub const LATCH_ENABLED: &str = "enabled";
+/// Value of [`LATCH_LABEL`] on a ConfigMap that is a held latch.
+pub const LATCH_HELD: &str = "held";
+/// Name of the policy (and of its binding) that refuses to raise what a latch names.
+pub const LATCH_POLICY: &str = "standfast-latch";

@@ -1,0 +1,281 @@
+//! What Standfast calls on somebody's behalf: HTTP requests and Jobs, and how their answers are read.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Duration, SecretKeyRef, any_json};
+
+/// Method of an HTTP request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum HttpMethod {
+    #[default]
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+/// A header with a value that anybody may read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Header {
+    /// Name of the header. `Host` and hop-by-hop headers are refused.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    pub name: String,
+    /// Its value, on one line.
+    #[schemars(length(max = 1024), regex(pattern = r"^[^\r\n]*$"))]
+    pub value: String,
+}
+
+/// A header whose value comes from a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretHeader {
+    /// Name of the header.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    pub name: String,
+    /// Put before the secret value, for example `"Bearer "`.
+    #[schemars(length(max = 64), regex(pattern = r"^[^\r\n]*$"))]
+    pub prefix: Option<String>,
+    /// Where the value is.
+    pub secret_key_ref: SecretKeyRef,
+}
+
+/// How a request proves who sends it. Exactly one way is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.headers)", "auth needs one way to authenticate: headers"))]
+pub struct HttpAuth {
+    /// Headers with values from Secrets.
+    #[schemars(length(min = 1, max = 8))]
+    pub headers: Option<Vec<SecretHeader>>,
+}
+
+/// An HTTP request that the operator sends itself. Redirects are not followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.url.startsWith('https://') || self.url.startsWith('http://')", "url must start with https:// or http://, for example https://paper-api.alpaca.markets/v2/orders"))]
+pub struct HttpRequest {
+    /// The method; `GET` if none is given.
+    #[serde(default)]
+    pub method: HttpMethod,
+    /// The whole address. Requests for one order or position may use `{id}`, `{symbol}` and `{quantity}`, which are percent-encoded.
+    #[schemars(length(min = 1, max = 2048))]
+    pub url: String,
+    /// Headers with plain values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub headers: Vec<Header>,
+    /// How the request authenticates itself.
+    pub auth: Option<HttpAuth>,
+    /// JSON body. Strings in it may use the placeholders of `url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_json")]
+    pub body: Option<Value>,
+    /// The longest that the call may take, 5s if not given.
+    pub timeout: Option<Duration>,
+}
+
+/// An environment variable of a Job. Exactly one of `value` and `secretKeyRef` is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.value) != has(self.secretKeyRef)", "give either value or secretKeyRef"))]
+pub struct JobEnv {
+    /// Name of the variable.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub name: String,
+    /// Its value as it is.
+    #[schemars(length(max = 4096))]
+    pub value: Option<String>,
+    /// Or the key of a Secret. The kubelet reads it; the operator does not.
+    pub secret_key_ref: Option<SecretKeyRef>,
+}
+
+/// A Job that runs the user's own code, without a shell, as non-root, without a service-account token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobAction {
+    /// The image, best named by digest.
+    #[schemars(length(min = 1, max = 512))]
+    pub image: String,
+    /// The program and its first arguments; the image's entry point if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub command: Vec<String>,
+    /// Further arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub args: Vec<String>,
+    /// Environment, beside the `STANDFAST_…` variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub env: Vec<JobEnv>,
+    /// The longest that the Job may run, 60s if not given.
+    pub timeout: Option<Duration>,
+    /// User id, where the image names none that is not root.
+    #[schemars(range(min = 1))]
+    pub run_as_user: Option<i64>,
+}
+
+/// Something done to the outside world. Exactly one transport is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.http) != has(self.job)", "an action has exactly one transport: give either http or job"))]
+pub struct Action {
+    /// Sent by the operator itself: the fast way.
+    pub http: Option<HttpRequest>,
+    /// Run as a Job: slow (scheduling, image), for what HTTP cannot do.
+    pub job: Option<JobAction>,
+}
+
+/// What is done to one order or one position. Only HTTP, because it may be needed hundreds of times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ItemAction {
+    /// The request, with `{id}`, `{symbol}` and `{quantity}` in its address or body.
+    pub http: HttpRequest,
+}
+
+/// Where the parts of an order are in one item of the answer (JSONPath, RFC 9535). What is not given has the field's own name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderFields {
+    /// The venue's id of the order, `$.id` if not given.
+    #[schemars(length(max = 256))]
+    pub id: Option<String>,
+    /// The id that the client chose, `$.client_order_id` if not given.
+    #[schemars(length(max = 256))]
+    pub client_order_id: Option<String>,
+    /// The symbol, `$.symbol` if not given.
+    #[schemars(length(max = 256))]
+    pub symbol: Option<String>,
+    /// The type of the order, `$.type` if not given.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 256))]
+    pub type_: Option<String>,
+    /// Buy or sell, `$.side` if not given.
+    #[schemars(length(max = 256))]
+    pub side: Option<String>,
+    /// The quantity, `$.qty` if not given.
+    #[schemars(length(max = 256))]
+    pub quantity: Option<String>,
+}
+
+/// Where the parts of a position are in one item of the answer (JSONPath, RFC 9535).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PositionFields {
+    /// The symbol, `$.symbol` if not given.
+    #[schemars(length(max = 256))]
+    pub symbol: Option<String>,
+    /// The quantity, `$.qty` if not given. Items of quantity zero are no positions.
+    #[schemars(length(max = 256))]
+    pub quantity: Option<String>,
+    /// What the position is worth, `$.market_value` if not given.
+    #[schemars(length(max = 256))]
+    pub market_value: Option<String>,
+}
+
+/// A read of open orders. Exactly one transport is set. A Job answers by its termination message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.http) != has(self.job)", "a read has exactly one transport: give either http or job"))]
+#[x_kube(validation = ("!has(self.nextParameter) || has(self.next)", "nextParameter needs next: the JSONPath of the token"))]
+pub struct OrdersRead {
+    /// The request.
+    pub http: Option<HttpRequest>,
+    /// The Job; repeated at most every 5 minutes.
+    pub job: Option<JobAction>,
+    /// JSONPath of the orders: `$[*]` if not given, for a Job `$.openOrders[*]`.
+    #[schemars(length(max = 256))]
+    pub items: Option<String>,
+    /// JSONPath of a number, for a source that only counts. Then single orders are not known.
+    #[schemars(length(max = 256))]
+    pub count: Option<String>,
+    /// How many items a full page holds. A full page without `next` is not a count: the result is unknown.
+    #[schemars(range(min = 1))]
+    pub page_size: Option<u32>,
+    /// JSONPath of the next page's address, or, with `nextParameter`, of its token. Absent, null or empty on the last page.
+    #[schemars(length(max = 256))]
+    pub next: Option<String>,
+    /// The query parameter that takes the token.
+    #[schemars(length(max = 64))]
+    pub next_parameter: Option<String>,
+    /// Where the parts of an order are.
+    #[serde(default)]
+    pub fields: OrderFields,
+    /// An order is protective (a stop that guards a position) when every field named here has one of the values.
+    /// Field names are those of `fields`: `type`, `side`, `symbol`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 8))]
+    pub protective: BTreeMap<String, Vec<String>>,
+}
+
+/// A read of open positions. Exactly one transport is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.http) != has(self.job)", "a read has exactly one transport: give either http or job"))]
+#[x_kube(validation = ("!has(self.nextParameter) || has(self.next)", "nextParameter needs next: the JSONPath of the token"))]
+pub struct PositionsRead {
+    /// The request.
+    pub http: Option<HttpRequest>,
+    /// The Job; repeated at most every 5 minutes.
+    pub job: Option<JobAction>,
+    /// JSONPath of the positions: `$[*]` if not given, for a Job `$.positions[*]`.
+    #[schemars(length(max = 256))]
+    pub items: Option<String>,
+    /// JSONPath of a number, for a source that only counts.
+    #[schemars(length(max = 256))]
+    pub count: Option<String>,
+    /// How many items a full page holds. A full page without `next` is not a count.
+    #[schemars(range(min = 1))]
+    pub page_size: Option<u32>,
+    /// JSONPath of the next page's address, or, with `nextParameter`, of its token.
+    #[schemars(length(max = 256))]
+    pub next: Option<String>,
+    /// The query parameter that takes the token.
+    #[schemars(length(max = 64))]
+    pub next_parameter: Option<String>,
+    /// Where the parts of a position are.
+    #[serde(default)]
+    pub fields: PositionFields,
+}
+
+/// What an answer must be: at least one of `equals`, `atLeast`, `atMost` and `newerThan`. All that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("minProperties" = 1))]
+pub struct Expectation {
+    /// The value is this scalar. Numbers are compared as numbers, `"1"` and `1` are alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_json")]
+    pub equals: Option<Value>,
+    /// The value is a number not below this one (a decimal string).
+    #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    pub at_least: Option<String>,
+    /// The value is a number not above this one (a decimal string).
+    #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    pub at_most: Option<String>,
+    /// The value is a time (RFC 3339, or Unix seconds or milliseconds) not older than this.
+    pub newer_than: Option<Duration>,
+}
+
+/// A question to an HTTP endpoint with one value as its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StateRead {
+    /// The request.
+    pub http: HttpRequest,
+    /// JSONPath of the value in the answer.
+    #[schemars(length(min = 1, max = 256))]
+    pub path: String,
+    /// What the value is when the answer is yes.
+    pub expect: Expectation,
+}

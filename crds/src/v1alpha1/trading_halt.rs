@@ -1,0 +1,395 @@
+//! `TradingHalt`: halts a trading system and keeps it halted.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{LocalReference, PositionAction, WorkloadKind, conditions_schema};
+
+/// Halts a trading system and keeps it halted until a TradingResume releases it.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "standfast.dev",
+    version = "v1alpha1",
+    kind = "TradingHalt",
+    namespaced,
+    status = "TradingHaltStatus",
+    derive = "PartialEq",
+    shortname = "halt",
+    category = "standfast",
+    annotation("helm.sh/resource-policy", "keep"),
+    doc = "A halt of a trading system: latched, verified all the time, released only by a TradingResume.",
+    validation = Rule::new("self.spec == oldSelf.spec").message("a TradingHalt is immutable: to escalate, create a second one; to resume trading, create a TradingResume"),
+    validation = Rule::new("self.metadata.name.size() <= 200").message("the name of a TradingHalt has at most 200 characters, because its latch is named after it"),
+    printcolumn(name = "System", type_ = "string", json_path = ".spec.systemRef.name"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Orders", type_ = "integer", json_path = ".status.openOrders", description = "Open orders that should not be, as last read"),
+    printcolumn(name = "Pods", type_ = "integer", json_path = ".status.runningPods", description = "Trading pods still there"),
+    printcolumn(name = "Positions", type_ = "integer", json_path = ".status.openPositions", description = "Open positions, as last read"),
+    printcolumn(name = "Verified", type_ = "date", json_path = ".status.lastVerifiedAt", description = "When all of it was last proven"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason"),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Halted")].message"#, priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TradingHaltSpec {
+    /// The TradingSystem to halt.
+    pub system_ref: LocalReference,
+    /// Why; one line. It is what people read later, and what they are told when the latch refuses something.
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^\r\n]+$"))]
+    pub reason: String,
+    /// Who asks for it. If given, it must be the user who creates the object.
+    #[schemars(length(min = 1, max = 256))]
+    pub requested_by: Option<String>,
+    /// What happens to open orders.
+    #[serde(default)]
+    pub orders: HaltOrders,
+    /// What happens to positions.
+    #[serde(default)]
+    pub positions: HaltPositions,
+}
+
+/// Which open orders are cancelled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CancelOrders {
+    /// All of them.
+    #[default]
+    All,
+    /// All but those that guard a position (see `protective` of the venue's reads).
+    NonProtective,
+    /// None.
+    None,
+}
+
+/// What happens to open orders.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HaltOrders {
+    /// Which of them are cancelled. Default `All`.
+    pub cancel: CancelOrders,
+}
+
+/// What happens to positions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HaltPositions {
+    /// What is done. Default `Keep`. What the system's `haltPolicy.allowedPositionActions` does not list is not done.
+    pub action: PositionAction,
+}
+
+/// What people read in one word. Programs read the conditions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum HaltPhase {
+    /// Seen, nothing done: the system is not known, for example.
+    #[default]
+    Pending,
+    /// Latching, cancelling, scaling down.
+    Fencing,
+    /// Stopped and without orders; positions are being closed.
+    Closing,
+    /// Everything was done, and is being read back.
+    Verifying,
+    /// Proven, as of `lastVerifiedAt`.
+    Halted,
+    /// Something cannot be proven: a person has to look.
+    Unverified,
+    /// A TradingResume released it.
+    Released,
+}
+
+impl HaltPhase {
+    /// The phase's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Fencing => "Fencing",
+            Self::Closing => "Closing",
+            Self::Verifying => "Verifying",
+            Self::Halted => "Halted",
+            Self::Unverified => "Unverified",
+            Self::Released => "Released",
+        }
+    }
+
+    /// All phases.
+    pub const ALL: [Self; 7] =
+        [Self::Pending, Self::Fencing, Self::Closing, Self::Verifying, Self::Halted, Self::Unverified, Self::Released];
+}
+
+/// Types of the conditions of a TradingHalt.
+pub mod halt_conditions {
+    /// A scale-up was refused by our policy.
+    pub const LATCHED: &str = "Latched";
+    /// No pod of a trading workload is left.
+    pub const WORKLOADS_STOPPED: &str = "WorkloadsStopped";
+    /// No order is open that the halt asked to cancel.
+    pub const ORDERS_CANCELLED: &str = "OrdersCancelled";
+    /// The position action is proven.
+    pub const POSITIONS_CLOSED: &str = "PositionsClosed";
+    /// Everything that is claimed was read back.
+    pub const VERIFIED: &str = "Verified";
+    /// The system is halted, as of `lastVerifiedAt`.
+    pub const HALTED: &str = "Halted";
+    /// Somebody undid a part of the halt, and it was done again.
+    pub const CONTENDED: &str = "Contended";
+    /// A TradingResume released it.
+    pub const RELEASED: &str = "Released";
+    /// kstatus: the halt does what it should.
+    pub const READY: &str = "Ready";
+    /// kstatus: on the way.
+    pub const RECONCILING: &str = "Reconciling";
+    /// kstatus: a person has to look.
+    pub const STALLED: &str = "Stalled";
+}
+
+/// What is known of a halt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TradingHaltStatus {
+    /// The generation of the spec that the rest speaks of.
+    pub observed_generation: Option<i64>,
+    /// One word for people.
+    #[serde(default)]
+    pub phase: HaltPhase,
+    /// What is true at the moment.
+    #[serde(default)]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+    /// The latch. Written before anything is done.
+    pub latch: Option<Latch>,
+    /// uid of the TradingSystem that was halted.
+    pub system_uid: Option<String>,
+    /// The trading workloads and what to go back to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    pub workloads: Vec<LatchedWorkload>,
+    /// What is known at each venue.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub venues: Vec<VenueStatus>,
+    /// What was done, with results. An intent is here before its effect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub actions: Vec<ActionStatus>,
+    /// Open orders that should not be, at all venues; absent when not known.
+    pub open_orders: Option<i64>,
+    /// Open orders that are kept on purpose.
+    pub kept_orders: Option<i64>,
+    /// Open positions at all venues; absent when not known.
+    pub open_positions: Option<i64>,
+    /// Pods of trading workloads that are not gone; absent when not known.
+    pub running_pods: Option<i64>,
+    /// When all of it was last proven; written at most once a minute when nothing changed. Older than 3 minutes
+    /// counts as unknown.
+    pub last_verified_at: Option<MicroTime>,
+    /// The moments that people ask for later.
+    #[serde(default)]
+    pub times: HaltTimes,
+    /// What happened, as a chain of hashes.
+    #[serde(default)]
+    pub evidence: Evidence,
+    /// Who released it.
+    pub released: Option<Release>,
+}
+
+/// The latch of a halt: a ConfigMap that admission policies read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Latch {
+    /// The halt commits to it, and it has not been released.
+    pub held: bool,
+    /// Name of the ConfigMap.
+    pub config_map: String,
+}
+
+/// A workload that a halt stopped, and what to go back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LatchedWorkload {
+    /// The workload's kind.
+    pub kind: WorkloadKind,
+    /// Its name.
+    pub name: String,
+    /// Replicas to go back to; absent for a CronJob.
+    pub replicas: Option<i32>,
+    /// Whether a CronJob was suspended already, and stays so.
+    pub suspended: Option<bool>,
+    /// Labels of its pods; absent when its selector cannot be expressed by labels alone.
+    pub match_labels: Option<BTreeMap<String, String>>,
+    /// The earlier halt whose record this is, when the workload was halted already.
+    pub inherited_from: Option<String>,
+    /// Jobs of a CronJob that were suspended; they are listed at release, not resumed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub suspended_jobs: Vec<String>,
+}
+
+/// An order, without anything secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderSummary {
+    /// The venue's id.
+    pub id: Option<String>,
+    /// The id that the client chose.
+    pub client_order_id: Option<String>,
+    /// The symbol.
+    pub symbol: Option<String>,
+    /// The type.
+    #[serde(rename = "type")]
+    pub type_: Option<String>,
+    /// Buy or sell.
+    pub side: Option<String>,
+    /// The quantity, as the venue writes it.
+    pub quantity: Option<String>,
+}
+
+/// A position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PositionSummary {
+    /// The symbol.
+    pub symbol: Option<String>,
+    /// The quantity, as the venue writes it.
+    pub quantity: Option<String>,
+    /// What it is worth, as the venue writes it.
+    pub market_value: Option<String>,
+}
+
+/// What is known at one venue.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VenueStatus {
+    /// The venue's name.
+    pub name: String,
+    /// Orders found open by the first read, which starts together with the first cancel.
+    pub orders_before: Option<i64>,
+    /// Positions found by the first read.
+    pub positions_before: Option<i64>,
+    /// Open orders that should not be, as last read; absent when not known.
+    pub open_orders: Option<i64>,
+    /// Open orders that are kept on purpose.
+    pub kept_orders: Option<i64>,
+    /// Open positions, as last read; absent when not known.
+    pub open_positions: Option<i64>,
+    /// Whether the venue refuses new orders, as it says itself.
+    pub trading_suspended: Option<bool>,
+    /// Some of the open orders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub orders: Vec<OrderSummary>,
+    /// Some of the open positions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50))]
+    pub positions: Vec<PositionSummary>,
+    /// Why the last read failed.
+    pub last_error: Option<String>,
+    /// When the numbers were read.
+    pub read_at: Option<MicroTime>,
+}
+
+/// How far an action is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ActionState {
+    /// Recorded, not done yet.
+    #[default]
+    Intended,
+    /// Done; whether it helped is for the reads to say.
+    Done,
+    /// It certainly had no effect.
+    Failed,
+    /// It may have had an effect.
+    Unknown,
+}
+
+/// An action and its last result.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ActionStatus {
+    /// What is done where: `alpaca/cancelOrders/0`, `scaleWorkloads`, `applicationHalt`.
+    pub name: String,
+    /// How far it is.
+    pub state: ActionState,
+    /// How often it was tried.
+    pub attempts: i64,
+    /// When it was last tried.
+    pub last_attempt_at: Option<MicroTime>,
+    /// What came back.
+    pub message: Option<String>,
+}
+
+/// The moments that people ask for later, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HaltTimes {
+    /// The object was created (whole seconds: the API server's clock).
+    pub requested_at: Option<MicroTime>,
+    /// The halt committed itself, and everything started.
+    pub committed_at: Option<MicroTime>,
+    /// The first cancel was handed to the network.
+    pub first_cancel_sent_at: Option<MicroTime>,
+    /// Every trading workload was scaled to zero.
+    pub scaled_at: Option<MicroTime>,
+    /// A scale-up was first refused.
+    pub latched_at: Option<MicroTime>,
+    /// The last trading pod was gone.
+    pub pods_gone_at: Option<MicroTime>,
+    /// No order was open any more, proven.
+    pub zero_orders_at: Option<MicroTime>,
+    /// No position was open any more, proven; only where closing was asked for.
+    pub flat_at: Option<MicroTime>,
+    /// Everything was proven for the first time.
+    pub halted_at: Option<MicroTime>,
+    /// A TradingResume released it.
+    pub released_at: Option<MicroTime>,
+}
+
+/// What happened, as a chain of hashes. The first entry continues the chain of the system's previous halt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Evidence {
+    /// Who asked for the halt, or `not recorded`.
+    #[serde(default)]
+    pub requested_by: String,
+    /// Head of the chain of the system's previous halt when this one began.
+    pub previous_sha256: Option<String>,
+    /// Head of this chain.
+    pub sha256: Option<String>,
+    /// The entries, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200))]
+    pub entries: Vec<EvidenceEntry>,
+    /// Entries that found no room.
+    #[serde(default)]
+    pub dropped: i64,
+}
+
+/// One thing that happened. `sha256` is over the RFC 8785 JSON of `{previousSha256, at, event, message}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EvidenceEntry {
+    /// When.
+    pub at: MicroTime,
+    /// What, in a word.
+    pub event: String,
+    /// What, in a sentence.
+    pub message: String,
+    /// Hash of this entry and of the one before.
+    pub sha256: String,
+}
+
+/// Who released a halt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Release {
+    /// The TradingResume.
+    pub resume: String,
+    /// Its uid.
+    pub resume_uid: String,
+    /// Who asked for it.
+    pub requested_by: String,
+}

@@ -1,0 +1,150 @@
+//! `TradingResume`: releases a halt through gates.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{CheckGroup, Duration, StepStatus, any_json, conditions_schema};
+
+/// Releases one halt: runs the checks and the position sync, and when all pass, releases the halt, restores the
+/// recorded replicas, lets the venue accept orders again and verifies that the bot is ready.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "standfast.dev",
+    version = "v1alpha1",
+    kind = "TradingResume",
+    namespaced,
+    status = "TradingResumeStatus",
+    derive = "PartialEq",
+    shortname = "resume",
+    category = "standfast",
+    annotation("helm.sh/resource-policy", "keep"),
+    doc = "The release of one TradingHalt, through gates.",
+    printcolumn(name = "Halt", type_ = "string", json_path = ".spec.haltRef.name"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Step", type_ = "string", json_path = ".status.currentStep"),
+    printcolumn(name = "By", type_ = "string", json_path = ".spec.requestedBy"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Completed")].message"#
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.haltRef == oldSelf.haltRef && self.requestedBy == oldSelf.requestedBy && has(self.checks) == has(oldSelf.checks) && (!has(self.checks) || self.checks == oldSelf.checks) && self.deadline == oldSelf.deadline").message("only paused and abort of a TradingResume may change: create another one instead"))]
+#[x_kube(validation = Rule::new("!oldSelf.abort || self.abort").message("an aborted TradingResume stays aborted: create another one"))]
+pub struct TradingResumeSpec {
+    /// The halt to release.
+    pub halt_ref: HaltReference,
+    /// Who asks for it: must be the user who creates the object.
+    #[schemars(length(min = 1, max = 256))]
+    pub requested_by: String,
+    /// Which of the system's checks must pass; all of them if not given.
+    pub checks: Option<CheckSelection>,
+    /// How long the gates may take, from the first sight of the resume. Afterwards it fails, with the halt still
+    /// held. Default 1h.
+    #[serde(default = "default_deadline")]
+    pub deadline: Duration,
+    /// Stops before the next step.
+    #[serde(default)]
+    pub paused: bool,
+    /// Ends the resume: before the release nothing has happened, after it the system is halted again. One way.
+    #[serde(default)]
+    pub abort: bool,
+}
+
+fn default_deadline() -> Duration {
+    Duration::from_secs(3600)
+}
+
+/// A halt by name, and by uid where a later one of the same name must not be meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HaltReference {
+    /// The TradingHalt's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its uid.
+    #[schemars(length(min = 1, max = 64))]
+    pub uid: Option<String>,
+}
+
+/// Checks by group or name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.groups) || has(self.names)", "checks needs groups or names; leave checks out to require all"))]
+pub struct CheckSelection {
+    /// All checks of these groups.
+    #[schemars(length(min = 1, max = 8))]
+    pub groups: Option<Vec<CheckGroup>>,
+    /// Checks with these names.
+    #[schemars(length(min = 1, max = 64))]
+    pub names: Option<Vec<String>>,
+}
+
+/// What people read in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ResumePhase {
+    /// Not begun.
+    #[default]
+    Pending,
+    /// The gates are being asked; the halt holds.
+    Checking,
+    /// The halt is being released.
+    Releasing,
+    /// Workloads are being restored.
+    Restoring,
+    /// Trading.
+    Completed,
+    /// Not released, or released and halted again: the message says which.
+    Failed,
+    /// Ended by `abort`.
+    Aborted,
+    /// Stopped by `paused`.
+    Paused,
+    /// An outcome cannot be known: a person has to decide.
+    Indeterminate,
+}
+
+/// What is known of a resume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TradingResumeStatus {
+    /// The generation of the spec that the rest speaks of.
+    pub observed_generation: Option<i64>,
+    /// One word for people.
+    #[serde(default)]
+    pub phase: ResumePhase,
+    /// `Completed`, `Released`, `Ready`, `Reconciling`, `Stalled`.
+    #[serde(default)]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+    /// uid of the halt, pinned at first sight.
+    pub halt_uid: Option<String>,
+    /// When the operator first saw the resume.
+    pub started_at: Option<MicroTime>,
+    /// When it ended.
+    pub finished_at: Option<MicroTime>,
+    /// What will be done, frozen at first sight: spec, checks, actions and workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_json")]
+    pub plan: Option<Value>,
+    /// SHA-256 of the RFC 8785 JSON of `plan`.
+    pub plan_hash: Option<String>,
+    /// The step that is under way.
+    pub current_step: Option<String>,
+    /// The journal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub steps: Vec<StepStatus>,
+    /// Asks the halt's controller to release the halt. Written once, when every gate has passed.
+    pub release_requested_at: Option<MicroTime>,
+    /// Jobs that the halt suspended and that nobody resumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub suspended_jobs: Vec<String>,
+}

@@ -1,0 +1,451 @@
+//! `TradingSystem`: the noun that everything else refers to.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Action, Duration, Expectation, HttpRequest, ItemAction, Objective, OrdersRead, PositionsRead, SecretKeyRef,
+    StateRead, conditions_schema,
+};
+
+/// The noun that everything else refers to: which workloads trade and which support them, where orders live and how
+/// they are cancelled, closed and counted, what tells that the system is well. Written once, so that an emergency
+/// manifest is five lines.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "standfast.dev",
+    version = "v1alpha1",
+    kind = "TradingSystem",
+    namespaced,
+    status = "TradingSystemStatus",
+    derive = "PartialEq",
+    shortname = "ts",
+    category = "standfast",
+    annotation("helm.sh/resource-policy", "keep"),
+    doc = "A trading system: its workloads, venues, checks and objectives.",
+    printcolumn(
+        name = "Halted",
+        type_ = "string",
+        json_path = ".status.halt.halted",
+        description = "Whether trading is halted, proven"
+    ),
+    printcolumn(name = "By", type_ = "string", json_path = ".status.halt.by", description = "The halts that hold"),
+    printcolumn(
+        name = "Since",
+        type_ = "date",
+        json_path = ".status.halt.since",
+        description = "When the first of them latched"
+    ),
+    printcolumn(
+        name = "Prepared",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Prepared")].status"#,
+        description = "Whether an emergency halt would work now"
+    ),
+    printcolumn(
+        name = "Checks",
+        type_ = "string",
+        json_path = ".status.checksPassing",
+        description = "Checks that pass, of all"
+    ),
+    printcolumn(
+        name = "Why",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Prepared")].message"#,
+        description = "What is missing",
+        priority = "1"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.workloads.exists(w, w.role == 'Trading')", "workloads needs at least one entry with role: Trading, which is what a halt stops"))]
+pub struct TradingSystemSpec {
+    /// What runs: trading workloads are halted, supporting ones keep running.
+    #[schemars(length(min = 1, max = 1000))]
+    pub workloads: Vec<Workload>,
+    /// The bot's own halt endpoint: best effort, recorded, never evidence.
+    pub application_halt: Option<ApplicationHalt>,
+    /// Where orders live.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub venues: Vec<Venue>,
+    /// Brings the bot's books in line with the venues; run before trading resumes.
+    pub sync_positions: Option<Action>,
+    /// What tells that the system is well, evaluated all the time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub checks: Vec<Check>,
+    /// Counts, intervals and limits of halting.
+    #[serde(default)]
+    pub halt_policy: HaltPolicy,
+    /// How fast recovery must be and how little may be lost.
+    pub objectives: Option<Objectives>,
+}
+
+/// Kinds of workload that can be halted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum WorkloadKind {
+    Deployment,
+    StatefulSet,
+    CronJob,
+}
+
+impl WorkloadKind {
+    /// The kind's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::StatefulSet => "StatefulSet",
+            Self::CronJob => "CronJob",
+        }
+    }
+}
+
+impl std::fmt::Display for WorkloadKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether a workload is stopped by a halt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WorkloadRole {
+    /// Places orders: a halt stops it.
+    Trading,
+    /// Does not: it keeps running.
+    Supporting,
+}
+
+/// One workload by name, or all workloads of a kind with certain labels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.name) != has(self.matchLabels)", "name one workload with name, or several with matchLabels"))]
+pub struct Workload {
+    /// The workload's kind.
+    pub kind: WorkloadKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: Option<String>,
+    /// Or the labels that all of them carry.
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
+    pub match_labels: Option<BTreeMap<String, String>>,
+    /// Whether a halt stops it.
+    pub role: WorkloadRole,
+}
+
+/// The bot's own endpoint for stopping and starting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationHalt {
+    /// Asks the bot to stop.
+    pub request: HttpRequest,
+    /// Asks it to go on, at the end of a resume.
+    pub resume: Option<HttpRequest>,
+    /// Tells whether it is stopped.
+    pub status: Option<StateRead>,
+}
+
+/// Which orders of an account belong to the system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Ownership {
+    /// All of them.
+    #[default]
+    Account,
+}
+
+/// An account at an exchange or broker. Reads tell what is open, actions change it; only reads are evidence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Venue {
+    /// A name for it.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// What identifies the account; two systems with the same one are warned of each other.
+    #[schemars(length(max = 128))]
+    pub account: Option<String>,
+    /// Which of the account's orders belong to the system.
+    #[serde(default)]
+    pub ownership: Ownership,
+    /// Makes the venue refuse new orders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub suspend_trading: Vec<Action>,
+    /// Makes it accept them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub allow_trading: Vec<Action>,
+    /// Tells whether the venue refuses new orders.
+    pub trading_suspended: Option<StateRead>,
+    /// The venue refuses closing orders too while trading is suspended: positions are closed first.
+    #[serde(default)]
+    pub suspend_blocks_closing: bool,
+    /// Cancels all orders; one entry for each class of orders that the venue keeps apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub cancel_orders: Vec<Action>,
+    /// Cancels one order. Needed for `orders.cancel: NonProtective`.
+    pub cancel_order: Option<ItemAction>,
+    /// Reads open orders; one entry for each class.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub open_orders: Vec<OrdersRead>,
+    /// Closes all positions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub close_positions: Vec<Action>,
+    /// Closes one position.
+    pub close_position: Option<ItemAction>,
+    /// Reads open positions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub open_positions: Vec<PositionsRead>,
+    /// Tells whether the market is open; a closed one is named as the reason why positions do not close.
+    pub market_open: Option<StateRead>,
+}
+
+/// What a check is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum CheckGroup {
+    Infrastructure,
+    Data,
+    Trading,
+    Monitoring,
+}
+
+/// A question with the answers yes, no and unknown. Exactly one of `http`, `sql` and `workload` is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("(has(self.http) ? 1 : 0) + (has(self.sql) ? 1 : 0) + (has(self.workload) ? 1 : 0) == 1", "a check asks exactly one question: give one of http, sql, workload"))]
+pub struct Check {
+    /// A name for it.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// What it is about.
+    pub group: CheckGroup,
+    /// How often it is asked, 30s if not given.
+    pub interval: Option<Duration>,
+    /// An HTTP endpoint.
+    pub http: Option<HttpCheck>,
+    /// A query on PostgreSQL.
+    pub sql: Option<SqlCheck>,
+    /// Pods that are ready.
+    pub workload: Option<WorkloadCheck>,
+}
+
+/// An HTTP endpoint answers, and says what it should.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.path) == has(self.expect)", "path and expect go together: the value at path must be as expected"))]
+pub struct HttpCheck {
+    /// The request.
+    pub request: HttpRequest,
+    /// Status codes that are well; 200 to 299 if not given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub status: Vec<u16>,
+    /// JSONPath of a value in the answer.
+    #[schemars(length(min = 1, max = 256))]
+    pub path: Option<String>,
+    /// What that value must be.
+    pub expect: Option<Expectation>,
+}
+
+/// A query whose first column of its only row is as expected. It runs in a read-only transaction with a time limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SqlCheck {
+    /// A connection URL, `postgresql://user:password@host:port/database?sslmode=require`.
+    pub connection_secret_ref: SecretKeyRef,
+    /// The query.
+    #[schemars(length(min = 1, max = 4096))]
+    pub query: String,
+    /// What its answer must be.
+    pub expect: Expectation,
+    /// The longest that it may take, 10s if not given.
+    pub timeout: Option<Duration>,
+}
+
+/// A workload has as many ready pods as it wants, and at least one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadCheck {
+    /// The workload's kind.
+    pub kind: WorkloadKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// How many ready pods are enough; as many as it wants if not given.
+    #[schemars(range(min = 1))]
+    pub min_ready: Option<i32>,
+}
+
+/// What a halt may do to positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PositionAction {
+    /// Leave them as they are.
+    #[default]
+    Keep,
+    /// Close all of them at the market.
+    CloseAll,
+}
+
+/// Counts, intervals and limits of halting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HaltPolicy {
+    /// How many reads in a row must find no open order. Default 3.
+    #[schemars(range(min = 1, max = 20))]
+    pub verify_reads: u32,
+    /// The time between them. Default 1s.
+    pub verify_interval: Duration,
+    /// How often a held halt is verified again. Default 10s.
+    pub reverify_interval: Duration,
+    /// How long closing positions may take before the halt says that it did not succeed. Default 10m.
+    pub close_deadline: Duration,
+    /// How long pods may take to end before the halt says that they did not. Default 90s.
+    pub stop_grace_period: Duration,
+    /// What a halt may do to positions. Default `[Keep]`.
+    #[schemars(length(min = 1, max = 4))]
+    pub allowed_position_actions: Vec<PositionAction>,
+}
+
+impl Default for HaltPolicy {
+    fn default() -> Self {
+        Self {
+            verify_reads: 3,
+            verify_interval: Duration::from_secs(1),
+            reverify_interval: Duration::from_secs(10),
+            close_deadline: Duration::from_secs(600),
+            stop_grace_period: Duration::from_secs(90),
+            allowed_position_actions: vec![PositionAction::Keep],
+        }
+    }
+}
+
+/// How fast recovery must be and how little may be lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Objectives {
+    /// Recovery time.
+    pub rto: Option<Objective>,
+    /// Recovery point: how much of the past may be lost.
+    pub rpo: Option<Objective>,
+    /// How many trades may be lost.
+    pub lost_trades: Option<LostTrades>,
+}
+
+/// How many trades may be lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LostTrades {
+    /// At most this many.
+    pub maximum: u32,
+}
+
+/// What is known of a trading system.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TradingSystemStatus {
+    /// The generation of the spec that the rest speaks of.
+    pub observed_generation: Option<i64>,
+    /// `Prepared` (would an emergency halt work now?), `ChecksPassing`, `SharedAccount`, `Ready`.
+    #[serde(default)]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+    /// Whether trading is halted, and by what.
+    pub halt: Option<HaltSummary>,
+    /// What stands in the way of an emergency halt, one entry for each missing thing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub problems: Vec<Problem>,
+    /// The checks and their answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub checks: Vec<CheckStatus>,
+    /// How many checks pass, as `3/4`.
+    pub checks_passing: Option<String>,
+    /// The trading workloads that a halt would stop now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    pub trading_workloads: Vec<WorkloadStatus>,
+    /// How orders are cancelled: `HTTP`, `Job (slow)` or `None`.
+    pub cancel_path: Option<String>,
+    /// Other controllers that set replicas of trading workloads (HorizontalPodAutoscaler, KEDA, Argo CD, Flux).
+    /// They are named, never changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub coexistence: Vec<String>,
+    /// The objectives in words, for people.
+    pub objectives: Option<String>,
+}
+
+/// Whether trading is halted, and by what.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HaltSummary {
+    /// `Yes` when every halt that holds is proven, `No` when none holds, `Unverified` otherwise.
+    pub halted: String,
+    /// The halts that hold, by name.
+    pub by: Option<String>,
+    /// When the first of them latched.
+    pub since: Option<Time>,
+}
+
+/// One thing that is missing for an emergency halt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// A word for it.
+    pub reason: String,
+    /// What was tried on which object, and what to do.
+    pub message: String,
+}
+
+/// Answer of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CheckState {
+    /// Yes.
+    Passing,
+    /// No.
+    Failing,
+    /// It could not be asked.
+    Unknown,
+}
+
+/// A check and its answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckStatus {
+    /// The check's name.
+    pub name: String,
+    /// What it is about.
+    pub group: CheckGroup,
+    /// The answer.
+    pub state: CheckState,
+    /// What was found, with the number where there is one.
+    pub message: String,
+    /// Since when the answer is this one.
+    pub last_transition_time: Option<MicroTime>,
+}
+
+/// A workload and its size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadStatus {
+    /// The workload's kind.
+    pub kind: WorkloadKind,
+    /// Its name.
+    pub name: String,
+    /// How many replicas it wants; absent for a CronJob.
+    pub replicas: Option<i32>,
+}
