@@ -1,4 +1,9 @@
 //! The Standfast operator.
 
+pub mod cache;
 pub mod calls;
+pub mod controller;
+pub mod held;
 pub mod outbound;
+pub mod scale;
+pub mod workloads;

@@ -1,0 +1,290 @@
+//! Caches of the objects that controllers look at, kept by watches.
+//!
+//! One cache may be fed by several watches (one for each namespace, where the operator does not watch the whole
+//! cluster) and, for kinds where minutes of silence would hurt, by a short list poll beside the watch: a connection
+//! that died silently is noticed by a watch only after minutes.
+
+use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::SelectAll};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::ListParams,
+    core::NamespaceResourceScope,
+    runtime::{
+        WatchStreamExt,
+        reflector::{ObjectRef, Store, store, store::Writer},
+        watcher::{self, Event},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::time::MissedTickBehavior;
+
+/// The namespaces that are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of them.
+    Cluster,
+    /// These.
+    Namespaces(Vec<String>),
+}
+
+impl Scope {
+    /// Whether objects of this namespace are seen.
+    pub fn covers(&self, namespace: &str) -> bool {
+        match self {
+            Self::Cluster => true,
+            Self::Namespaces(names) => names.iter().any(|n| n == namespace),
+        }
+    }
+
+    fn apis<K>(&self, client: &Client) -> Vec<(Option<String>, Api<K>)>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self {
+            Self::Cluster => vec![(None, Api::all(client.clone()))],
+            Self::Namespaces(names) => {
+                names.iter().map(|n| (Some(n.clone()), Api::namespaced(client.clone(), n))).collect()
+            }
+        }
+    }
+}
+
+/// How a cache is fed.
+#[derive(Clone, Copy, Debug)]
+pub struct Feed {
+    /// The longest that one watch request lasts, in seconds. A silent one is replaced after it.
+    pub watch_timeout: u32,
+    /// How often the objects are listed beside the watch.
+    pub poll: Option<Duration>,
+}
+
+impl Feed {
+    /// For kinds whose changes may be seen late when a connection dies.
+    pub const RELAXED: Self = Self { watch_timeout: 290, poll: None };
+    /// For kinds whose changes must be seen within 15 seconds, whatever happens to a connection.
+    pub const PROMPT: Self = Self { watch_timeout: 60, poll: Some(Duration::from_secs(5)) };
+}
+
+/// A change of one object.
+pub enum Change<'a, K> {
+    /// It is new, or different: the old one, if known, and the new one.
+    Applied(Option<&'a K>, &'a K),
+    /// It is gone.
+    Deleted(&'a K),
+}
+
+/// Reads a cache. Cheap to clone.
+pub struct Cache<K>
+where
+    K: Resource + 'static,
+    K::DynamicType: Hash + Eq,
+{
+    store: Store<K>,
+}
+
+impl<K> Clone for Cache<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Hash + Eq + Clone,
+{
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone() }
+    }
+}
+
+impl<K> Cache<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    /// The object of this name.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.store.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// All objects of a namespace.
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.store.state_filter(|k| k.namespace().as_deref() == Some(namespace))
+    }
+
+    /// All objects.
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.store.state()
+    }
+
+    /// Waits until the first lists are in. Never ends if the feeding task is gone.
+    pub async fn ready(&self) {
+        if self.store.wait_until_ready().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The store, for the machinery of `kube`.
+    pub fn store(&self) -> Store<K> {
+        self.store.clone()
+    }
+}
+
+enum Input<K> {
+    Watch(Option<String>, Result<Event<K>, watcher::Error>),
+    Poll(Vec<K>),
+}
+
+/// Opens a cache: the reader, and the future that feeds it for ever and must be driven.
+///
+/// `lean` strips what nobody reads before an object is kept. `on_change` is told of every change after it is in the
+/// cache; `on_stale` of every object that a poll saw and the watch had not.
+pub fn open<K>(
+    client: &Client,
+    scope: &Scope,
+    feed: Feed,
+    lean: impl Fn(&mut K) + Send + 'static,
+    on_change: impl Fn(Change<'_, K>) + Send + 'static,
+    on_stale: impl Fn() + Send + 'static,
+) -> (Cache<K>, impl Future<Output = ()> + Send + 'static)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let (reader, mut writer) = store::<K>();
+    // The store becomes ready when every watch has delivered its first list.
+    writer.apply_watcher_event(&Event::Init);
+    let cache = Cache { store: reader.clone() };
+    let apis = scope.apis::<K>(client);
+    let mut feeder = Feeder { writer, reader, waiting: apis.len(), lean, on_change };
+    let drive = async move {
+        let config = watcher::Config::default().timeout(feed.watch_timeout).page_size(500);
+        let mut inputs = SelectAll::new();
+        for (namespace, api) in apis {
+            if let Some(every) = feed.poll {
+                inputs.push(poll(api.clone(), every).boxed());
+            }
+            let watch = watcher::watcher(api, config.clone()).default_backoff();
+            inputs.push(watch.map(move |event| Input::Watch(namespace.clone(), event)).boxed());
+        }
+        let mut lists: Vec<(Option<String>, Vec<K>)> = vec![];
+        while let Some(input) = inputs.next().await {
+            match input {
+                Input::Watch(_, Err(error)) => {
+                    tracing::warn!(kind = %K::kind(&()), %error, "a watch failed and is begun again");
+                }
+                Input::Watch(scope, Ok(Event::Init)) => {
+                    lists.retain(|(s, _)| *s != scope);
+                    lists.push((scope, vec![]));
+                }
+                Input::Watch(scope, Ok(Event::InitApply(object))) => {
+                    if let Some((_, list)) = lists.iter_mut().find(|(s, _)| *s == scope) {
+                        list.push(object);
+                    }
+                }
+                Input::Watch(scope, Ok(Event::InitDone)) => {
+                    if let Some(at) = lists.iter().position(|(s, _)| *s == scope) {
+                        feeder.listed(lists.swap_remove(at));
+                    }
+                }
+                Input::Watch(_, Ok(Event::Apply(object))) => feeder.apply(object),
+                Input::Watch(_, Ok(Event::Delete(object))) => feeder.delete(object),
+                Input::Poll(objects) if feeder.started() => {
+                    for object in objects {
+                        let known = feeder.reader.get(&ObjectRef::from_obj(&object));
+                        if known.is_none_or(|k| newer(&object, &k)) {
+                            on_stale();
+                            feeder.apply(object);
+                        }
+                    }
+                }
+                Input::Poll(_) => {}
+            }
+        }
+    };
+    (cache, drive)
+}
+
+struct Feeder<K, L, C>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    writer: Writer<K>,
+    reader: Store<K>,
+    /// Watches whose first list is not in yet.
+    waiting: usize,
+    lean: L,
+    on_change: C,
+}
+
+impl<K, L, C> Feeder<K, L, C>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + 'static,
+    L: Fn(&mut K),
+    C: Fn(Change<'_, K>),
+{
+    fn started(&self) -> bool {
+        self.waiting == 0
+    }
+
+    fn apply(&mut self, mut new: K) {
+        (self.lean)(&mut new);
+        let old = self.reader.get(&ObjectRef::from_obj(&new));
+        let event = if self.started() { Event::Apply(new.clone()) } else { Event::InitApply(new.clone()) };
+        self.writer.apply_watcher_event(&event);
+        (self.on_change)(Change::Applied(old.as_deref(), &new));
+    }
+
+    fn delete(&mut self, object: K) {
+        self.writer.apply_watcher_event(&Event::Delete(object.clone()));
+        (self.on_change)(Change::Deleted(&object));
+    }
+
+    /// A watch delivered its list: what is not on it is gone.
+    fn listed(&mut self, (scope, list): (Option<String>, Vec<K>)) {
+        let names: HashSet<_> = list.iter().map(|o| (o.namespace(), o.name_any())).collect();
+        for gone in self.reader.state() {
+            let in_scope = scope.is_none() || gone.namespace() == scope;
+            if in_scope && !names.contains(&(gone.namespace(), gone.name_any())) {
+                self.delete((*gone).clone());
+            }
+        }
+        for object in list {
+            self.apply(object);
+        }
+        if !self.started() {
+            self.waiting -= 1;
+            if self.started() {
+                self.writer.apply_watcher_event(&Event::InitDone);
+            }
+        }
+    }
+}
+
+/// Whether `a` is a later state of the object than `b`. Resource versions of one kind are ordered numbers.
+fn newer<K: ResourceExt>(a: &K, b: &K) -> bool {
+    let version = |k: &K| k.resource_version().and_then(|v| v.parse::<u128>().ok());
+    match (version(a), version(b)) {
+        (Some(a), Some(b)) => a > b,
+        _ => false,
+    }
+}
+
+fn poll<K>(api: Api<K>, every: Duration) -> impl futures::Stream<Item = Input<K>> + Send
+where
+    K: Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let mut interval = tokio::time::interval(every);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    futures::stream::unfold((api, interval), |(api, mut interval)| async move {
+        loop {
+            interval.tick().await;
+            match tokio::time::timeout(Duration::from_secs(5), api.list(&ListParams::default())).await {
+                Ok(Ok(list)) => return Some((Input::Poll(list.items), (api, interval))),
+                Ok(Err(error)) => tracing::warn!(%error, "the list poll beside a watch failed"),
+                Err(_) => tracing::warn!("the list poll beside a watch had no answer within 5 s"),
+            }
+        }
+    })
+}

@@ -1,0 +1,187 @@
+//! Stops and starts workloads, through the `scale` subresource and a CronJob's `suspend`.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        autoscaling::v1::Scale,
+        batch::v1::CronJob,
+    },
+    serde::de::DeserializeOwned,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use standfast_crds::v1alpha1::WorkloadKind;
+
+use crate::workloads::Key;
+
+/// The field manager of every change of a workload.
+pub const FIELD_MANAGER: &str = "standfast";
+
+/// The longest that one call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a workload was not changed.
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
+pub enum ScaleError {
+    /// There is no such workload.
+    #[error("{0} does not exist")]
+    NotFound(Key),
+    /// It is not as it was expected to be: somebody changed it in between.
+    #[error("{0} was changed by somebody else at the same time")]
+    Moved(Key),
+    /// An admission policy refused the change.
+    #[error("the change of {0} was refused: {1}")]
+    Refused(Key, String),
+    /// The call failed, perhaps after it took effect.
+    #[error("the change of {0} failed: {1}")]
+    Failed(Key, String),
+}
+
+impl ScaleError {
+    fn of(key: &Key, error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => match status.code {
+                404 => Self::NotFound(key.clone()),
+                409 => Self::Moved(key.clone()),
+                // The test of a JSON Patch that does not hold, and a path that is not there, are 422.
+                422 if status.message.contains("the server rejected our request due to an error in our request")
+                    || status.message.contains("test") =>
+                {
+                    Self::Moved(key.clone())
+                }
+                403 | 422 => Self::Refused(key.clone(), status.message),
+                _ => Self::Failed(key.clone(), status.message),
+            },
+            other => Self::Failed(key.clone(), other.to_string()),
+        }
+    }
+}
+
+/// Whether a workload may run pods, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Replicas of a Deployment or StatefulSet.
+    Replicas(i32),
+    /// Whether a CronJob is suspended.
+    Suspended(bool),
+}
+
+impl Size {
+    /// The size at which nothing runs.
+    pub const fn stopped(kind: WorkloadKind) -> Self {
+        match kind {
+            WorkloadKind::CronJob => Self::Suspended(true),
+            WorkloadKind::Deployment | WorkloadKind::StatefulSet => Self::Replicas(0),
+        }
+    }
+}
+
+/// Sends calls for one workload.
+pub struct Scaler {
+    client: Client,
+}
+
+impl Scaler {
+    /// Uses this client for all calls.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Reads the size live.
+    pub async fn read(&self, key: &Key) -> Result<(Size, String), ScaleError> {
+        match key.kind {
+            WorkloadKind::Deployment => {
+                scale_size(key, deadline(key, self.api::<Deployment>(key).get_scale(&key.name)).await?)
+            }
+            WorkloadKind::StatefulSet => {
+                scale_size(key, deadline(key, self.api::<StatefulSet>(key).get_scale(&key.name)).await?)
+            }
+            WorkloadKind::CronJob => {
+                let job = deadline(key, self.api::<CronJob>(key).get(&key.name)).await?;
+                let suspended = job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false);
+                Ok((Size::Suspended(suspended), job.resource_version().unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Stops the workload if its size is still `from`.
+    pub async fn stop(&self, key: &Key, from: Size) -> Result<(), ScaleError> {
+        let patch = match from {
+            Size::Replicas(replicas) => json!([
+                {"op": "test", "path": "/spec/replicas", "value": replicas},
+                {"op": "replace", "path": "/spec/replicas", "value": 0},
+            ]),
+            Size::Suspended(suspended) => json!([
+                {"op": "test", "path": "/spec/suspend", "value": suspended},
+                {"op": "replace", "path": "/spec/suspend", "value": true},
+            ]),
+        };
+        self.patch(key, patch, false).await
+    }
+
+    /// Sets the size, if the workload is still the one that was read at `resource_version`.
+    pub async fn set(&self, key: &Key, to: Size, resource_version: &str) -> Result<(), ScaleError> {
+        let (path, value) = match to {
+            Size::Replicas(replicas) => ("/spec/replicas", json!(replicas)),
+            Size::Suspended(suspended) => ("/spec/suspend", json!(suspended)),
+        };
+        // `add` and not `replace`: a Scale leaves replicas out when they are 0.
+        let patch = json!([
+            {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version},
+            {"op": "add", "path": path, "value": value},
+        ]);
+        self.patch(key, patch, false).await
+    }
+
+    /// Asks, without changing anything, whether the workload could be raised now. `Refused` carries who refused it.
+    pub async fn try_raise(&self, key: &Key) -> Result<(), ScaleError> {
+        let (size, _) = self.read(key).await?;
+        let (path, value) = match size {
+            Size::Replicas(replicas) => ("/spec/replicas", json!(replicas + 1)),
+            Size::Suspended(_) => ("/spec/suspend", json!(false)),
+        };
+        self.patch(key, json!([{"op": "add", "path": path, "value": value}]), true).await
+    }
+
+    async fn patch(&self, key: &Key, operations: Value, dry_run: bool) -> Result<(), ScaleError> {
+        let operations =
+            serde_json::from_value(operations).map_err(|e| ScaleError::Failed(key.clone(), e.to_string()))?;
+        let patch = Patch::Json::<()>(operations);
+        let params = PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        match key.kind {
+            WorkloadKind::Deployment => {
+                deadline(key, self.api::<Deployment>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
+            }
+            WorkloadKind::StatefulSet => {
+                deadline(key, self.api::<StatefulSet>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
+            }
+            WorkloadKind::CronJob => {
+                deadline(key, self.api::<CronJob>(key).patch(&key.name, &params, &patch)).await.map(drop)
+            }
+        }
+    }
+
+    fn api<K>(&self, key: &Key) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()> + DeserializeOwned,
+    {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+}
+
+fn scale_size(_key: &Key, scale: Scale) -> Result<(Size, String), ScaleError> {
+    let replicas = scale.spec.and_then(|s| s.replicas).unwrap_or(0);
+    Ok((Size::Replicas(replicas), scale.metadata.resource_version.unwrap_or_default()))
+}
+
+async fn deadline<T>(key: &Key, call: impl Future<Output = kube::Result<T>>) -> Result<T, ScaleError> {
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(done) => done.map_err(|e| ScaleError::of(key, e)),
+        Err(_) => Err(ScaleError::Failed(key.clone(), format!("no answer within {} s", DEADLINE.as_secs()))),
+    }
+}
