@@ -4,6 +4,7 @@ pub mod cache;
 pub mod calls;
 pub mod controller;
 pub mod held;
+pub mod jobs;
 pub mod outbound;
 pub mod scale;
 pub mod workloads;
