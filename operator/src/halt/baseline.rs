@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use standfast_crds::v1alpha1::{LatchedWorkload, TradingHalt, TradingResume, WorkloadKind};
+use standfast_crds::v1alpha1::{LatchedWorkload, ResumePhase, TradingHalt, TradingResume, WorkloadKind};
 
 use crate::{
     held,
@@ -43,13 +43,23 @@ impl Registry {
     }
 }
 
+/// The record of a workload that a resume released and has not brought back.
+fn unrestored(resume: &TradingResume, kind: WorkloadKind, name: &str) -> Option<LatchedWorkload> {
+    let status = resume.status.as_ref()?;
+    if status.phase == ResumePhase::Completed || status.release_requested_at.is_none() {
+        return None;
+    }
+    let plan = serde_json::from_value::<Vec<LatchedWorkload>>(status.plan.as_ref()?.get("workloads")?.clone());
+    plan.ok()?.into_iter().find(|w| w.kind == kind && w.name == name)
+}
+
 /// The records of `views` for the halt with the uid `uid`. The views must have been read before this is called.
 pub fn records(
     views: &[View],
     uid: &str,
     registry: &Registry,
     halts: &[TradingHalt],
-    resumes: &[(TradingResume, Vec<LatchedWorkload>)],
+    resumes: &[TradingResume],
 ) -> Vec<LatchedWorkload> {
     views
         .iter()
@@ -64,10 +74,9 @@ pub fn records(
                     Some((holder.metadata.name.clone().unwrap_or_default(), held::record(holder, kind, name)?))
                 })
                 .or_else(|| {
-                    resumes.iter().find_map(|(resume, plan)| {
-                        let record = plan.iter().find(|w| w.kind == kind && w.name == name)?;
-                        Some((resume.spec.halt_ref.name.clone(), record.clone()))
-                    })
+                    // Only what still stands at zero: somebody may have started it by hand since.
+                    let stopped = resumes.iter().filter(|_| !view.active());
+                    stopped.filter_map(|r| Some((r.spec.halt_ref.name.clone(), unrestored(r, kind, name)?))).next()
                 });
             match inherited {
                 Some((from, record)) => LatchedWorkload {

@@ -138,7 +138,7 @@ pub struct Facts {
     pub latch: LatchFact,
     /// The venues.
     pub venues: Vec<VenueFacts>,
-    /// How often the bot's own halt endpoint was tried without an answer; `None` when nothing is left to do.
+    /// The bot's own halt endpoint has not answered yet, and is due again.
     pub application_retry: bool,
 }
 
@@ -164,6 +164,8 @@ pub enum Effect {
     CancelAll(String, usize),
     /// Cancel one order.
     CancelOne(String, Item),
+    /// Read the open orders, and cancel those that guard no position one by one.
+    CancelListed(String),
     /// Send a request that suspends trading at the venue.
     Suspend(String, usize),
     /// Ask the bot to stop by itself.
@@ -179,6 +181,36 @@ impl Effect {
     pub fn needs_intent(&self) -> bool {
         matches!(self, Self::CloseAll(..) | Self::CloseOne(..))
     }
+}
+
+/// The first wave: everything that may be repeated, at once, with nothing looked at before.
+pub fn first_wave(
+    spec: &TradingHaltSpec,
+    policy: &HaltPolicy,
+    active: Vec<ActiveWorkload>,
+    venues: &[(String, Offers)],
+    application: bool,
+) -> Vec<Effect> {
+    let mut effects = vec![Effect::WriteLatch];
+    for (name, offers) in venues {
+        match spec.orders.cancel {
+            CancelOrders::All if offers.cancel_all > 0 => {
+                effects.extend((0..offers.cancel_all).map(|n| Effect::CancelAll(name.clone(), n)));
+            }
+            CancelOrders::All | CancelOrders::NonProtective if offers.cancel_one && offers.reads_orders => {
+                effects.push(Effect::CancelListed(name.clone()));
+            }
+            _ => {}
+        }
+        if !(offers.suspend_blocks_closing && closing_allowed(spec, policy)) {
+            effects.extend((0..offers.suspend).map(|n| Effect::Suspend(name.clone(), n)));
+        }
+    }
+    if application {
+        effects.push(Effect::ApplicationHalt);
+    }
+    effects.extend(active.into_iter().map(|w| Effect::Stop(w.key, w.size)));
+    effects
 }
 
 /// How many orders or positions are handled one by one in a tick.

@@ -5,7 +5,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use standfast_crds::v1alpha1::{Evidence, EvidenceEntry, TradingHalt, shorten};
 
-/// How many entries a status holds. The last one is kept free for the release.
+/// How many entries a status holds. The last two are kept free for the release.
 pub const ENTRY_LIMIT: usize = 200;
 
 /// Hash of one entry and of the one before it: SHA-256 over the RFC 8785 JSON of
@@ -19,7 +19,7 @@ pub fn hash(previous: Option<&str>, at: &MicroTime, event: &str, message: &str) 
 
 /// Appends an entry. Without room it is only counted, unless it is the `last` one.
 pub fn append(evidence: &mut Evidence, now: Timestamp, event: &str, message: &str, last: bool) {
-    if evidence.entries.len() >= if last { ENTRY_LIMIT } else { ENTRY_LIMIT - 1 } {
+    if evidence.entries.len() >= if last { ENTRY_LIMIT } else { ENTRY_LIMIT - 2 } {
         evidence.dropped += 1;
         return;
     }
@@ -91,7 +91,8 @@ mod tests {
     #[test]
     fn a_full_chain_counts_what_it_drops_and_keeps_room_for_the_release() {
         let mut evidence = chain(ENTRY_LIMIT + 5);
-        assert_eq!((evidence.entries.len(), evidence.dropped), (ENTRY_LIMIT - 1, 6));
+        assert_eq!((evidence.entries.len(), evidence.dropped), (ENTRY_LIMIT - 2, 7));
+        append(&mut evidence, Timestamp::UNIX_EPOCH, "ReleaseIntended", "by x", true);
         append(&mut evidence, Timestamp::UNIX_EPOCH, "Released", "by x", true);
         assert_eq!(evidence.entries.len(), ENTRY_LIMIT);
         assert_eq!(verify(&evidence), Ok(()));

@@ -20,8 +20,8 @@ pub struct Memory {
     pub application: Option<Retry>,
     /// When the first close was sent.
     pub closing_since: Option<Instant>,
-    /// The next look is due then; triggers before it are served only when they tell of a change.
-    pub next_look: Option<Instant>,
+    /// When somebody last undid a part of the halt.
+    pub contended: Option<Instant>,
 }
 
 /// When something is tried again.
@@ -62,7 +62,7 @@ impl Memory {
             venues: HashMap::new(),
             application: None,
             closing_since: None,
-            next_look: None,
+            contended: None,
         }
     }
 
