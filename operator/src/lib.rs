@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod calls;
 pub mod controller;
+pub mod guardrails;
 pub mod held;
 pub mod outbound;
 pub mod scale;
