@@ -7,4 +7,5 @@ pub mod guardrails;
 pub mod held;
 pub mod outbound;
 pub mod scale;
+pub mod system;
 pub mod workloads;
