@@ -5,6 +5,7 @@ pub mod calls;
 pub mod controller;
 pub mod guardrails;
 pub mod held;
+pub mod jobs;
 pub mod outbound;
 pub mod scale;
 pub mod system;
