@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `PUT /_control/accounts/{account}` | `{"secret": …, "cash"?, "blocked"?}` | creates or changes an account |
 //! | `GET /_control/accounts/{account}` | | open orders, positions, settings |
-//! | `PUT /_control/accounts/{account}/behaviour` | a behaviour or `null` | how this account's orders fill |
+//! | `PUT, DELETE /_control/accounts/{account}/behaviour` | a behaviour | how this account's orders fill |
 //! | `PUT /_control/accounts/{account}/positions/{symbol}` | `{"qty", "avgEntryPrice"}` | sets a holding |
 //! | `POST /_control/accounts/{account}/orders/{id}/revive` | | a cancelled order reappears |
 //! | `PUT /_control/prices` | `{"AAPL": "190.5", …}` | sets prices |
@@ -41,7 +41,7 @@ type Venue = Shared<Arc<Core>>;
 pub(super) fn routes() -> Router<Arc<Core>> {
     Router::new()
         .route("/_control/accounts/{account}", put(set_account).get(show_account))
-        .route("/_control/accounts/{account}/behaviour", put(set_account_behaviour))
+        .route("/_control/accounts/{account}/behaviour", put(set_account_behaviour).delete(clear_account_behaviour))
         .route("/_control/accounts/{account}/positions/{symbol}", put(set_position))
         .route("/_control/accounts/{account}/orders/{id}/revive", post(revive))
         .route("/_control/accounts/{account}/closes", get(show_closes))
@@ -88,12 +88,16 @@ async fn show_account(Shared(core): Venue, Path(key): Path<String>) -> Result {
 }
 
 async fn set_account_behaviour(Shared(core): Venue, Path(key): Path<String>, body: Bytes) -> Result {
-    let behaviour: Option<Behaviour> = parse(&body)?;
+    let behaviour: Behaviour = parse(&body)?;
     core.with(|state| {
-        match behaviour {
-            Some(behaviour) => state.market.overrides.insert(key, behaviour),
-            None => state.market.overrides.remove(&key),
-        };
+        state.market.overrides.insert(key, behaviour);
+        done()
+    })
+}
+
+async fn clear_account_behaviour(Shared(core): Venue, Path(key): Path<String>) -> Result {
+    core.with(|state| {
+        state.market.overrides.remove(&key);
         done()
     })
 }

@@ -107,7 +107,7 @@ pub(super) async fn pass(
             request.extensions_mut().insert(failing);
             next.run(request).await
         }
-        Err(refusal) => refusal,
+        Err(body) => (StatusCode::UNAUTHORIZED, axum::Json(body)).into_response(),
     };
     if let Some(Done(effects)) = reply.extensions_mut().remove() {
         core.with(|state| state.ledger.effects(seq, effects));
@@ -155,16 +155,17 @@ async fn strike(action: &Action, connection: &Connection, line: &Line) -> Option
     Some(reply)
 }
 
-/// Both headers must be there and belong together (<https://docs.alpaca.markets/docs/authentication-1>).
-fn authenticate(core: &Core, headers: &HeaderMap) -> Result<Caller, Response> {
+/// Both headers must be there and belong together (<https://docs.alpaca.markets/docs/authentication-1>); else the body
+/// of a 401.
+fn authenticate(core: &Core, headers: &HeaderMap) -> Result<Caller, Value> {
     let (Some(key), Some(secret)) = (text_of(headers, KEY), text_of(headers, SECRET)) else {
-        return Err((StatusCode::UNAUTHORIZED, axum::Json(json!({"message": "unauthorized."}))).into_response());
+        return Err(json!({"message": "unauthorized."}));
     };
     if core.peek(|state| state.accounts.get(&key).is_some_and(|a| a.secret == secret)) {
         Ok(Caller(key))
     } else {
         // Seen by users with wrong keys.
-        Err(Refusal::new(401, 40_110_000, "request is not authorized").into_response())
+        Err(Refusal::new(401, 40_110_000, "request is not authorized").to_json())
     }
 }
 
