@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# Builds the tools that the tests and the demo need and prints where they are.
+#
+#   tools.sh NAME...      print the path of each program, building what is missing
+#   tools.sh apt GROUP... install the Debian packages that are missing, of the groups
+#                         build, controlplane, cluster, images, lint
+#   tools.sh clean        throw away everything built
+#
+# NAME is one of
+#   controlplane   all Kubernetes components in one binary; in the same folder a
+#                  symlink for each: kube-apiserver, etcd, kube-controller-manager,
+#                  kube-scheduler, kube-proxy, kubelet, kubeadm, kubectl
+#   kubectl        the symlink above
+#   helm, kind
+#
+# Everything is built from source with the machine's Go, because prebuilt binaries
+# cannot be had everywhere. Results are shared by all checkouts of a machine, in
+# ${STANDFAST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/standfast}, under a name that
+# holds the version. Two callers never build the same thing twice or see half of it.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=e2e/tools.env
+source "$here/tools.env"
+
+cache=${STANDFAST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/standfast}
+components=(
+  kube-apiserver etcd kube-controller-manager kube-scheduler kube-proxy
+  kubelet kubeadm kubectl
+)
+
+say() { echo "tools: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+need_go() {
+  command -v go >/dev/null || die "Go is missing; install it (the go directive of" \
+    "e2e/controlplane/go.mod says which) and run this again"
+}
+
+# once FOLDER COMMAND...: runs COMMAND with the name of an empty folder to fill, and
+# puts that folder in place in one step. Whoever comes second waits for the first.
+once() {
+  local folder=$1 partial
+  shift
+  [ -e "$folder" ] && return
+  mkdir -p "$(dirname "$folder")"
+  (
+    flock 9
+    [ -e "$folder" ] && exit
+    partial=$folder.partial
+    rm -rf "$partial" # a build that was killed
+    mkdir "$partial"
+    SECONDS=0
+    say "building $(basename "$folder")"
+    "$@" "$partial"
+    mv "$partial" "$folder"
+    say "built $(basename "$folder") in ${SECONDS} s"
+  ) 9>"$folder.lock"
+}
+
+go_install() { # PACKAGE@VERSION FOLDER
+  GOBIN=$2 CGO_ENABLED=0 GOFLAGS=-buildvcs=false go install -ldflags "-s -w" "$1"
+}
+
+build_controlplane() { # FOLDER
+  local folder=$1 flags="-s -w" package version name
+  version=${KUBERNETES_VERSION#v}
+  # Without these the server reports a version that clients cannot parse.
+  for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+    flags+=" -X $package.gitVersion=v$version"
+    flags+=" -X $package.gitMajor=$(cut -d. -f1 <<<"$version")"
+    flags+=" -X $package.gitMinor=$(cut -d. -f2 <<<"$version")"
+  done
+  (
+    cd "$here/controlplane"
+    CGO_ENABLED=0 GOFLAGS="-buildvcs=false -mod=readonly" GOWORK=off \
+      go build -ldflags "$flags" -o "$folder/controlplane" .
+  )
+  for name in "${components[@]}"; do
+    ln -s controlplane "$folder/$name"
+  done
+}
+
+controlplane_folder() {
+  local sources
+  grep -q "^	k8s.io/kubernetes $KUBERNETES_VERSION$" "$here/controlplane/go.mod" ||
+    die "e2e/controlplane/go.mod does not ask for k8s.io/kubernetes $KUBERNETES_VERSION"
+  # The sources are a part of the name: a change of dependencies is a new version.
+  sources=$(cat "$here"/controlplane/{go.mod,go.sum,main.go} | sha256sum | cut -c1-12)
+  echo "$cache/controlplane-$KUBERNETES_VERSION-$sources"
+}
+
+tool() { # NAME: builds what is missing and prints the path
+  local folder
+  case $1 in
+    controlplane | kubectl)
+      folder=$(controlplane_folder)
+      [ -e "$folder" ] || need_go
+      once "$folder" build_controlplane
+      ;;
+    helm)
+      folder=$cache/helm-$HELM_VERSION
+      [ -e "$folder" ] || need_go
+      once "$folder" go_install "helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
+      ;;
+    kind)
+      folder=$cache/kind-$KIND_VERSION
+      [ -e "$folder" ] || need_go
+      once "$folder" go_install "sigs.k8s.io/kind@$KIND_VERSION"
+      ;;
+    *) die "no tool is called $1" ;;
+  esac
+  echo "$folder/$1"
+}
+
+# The Debian packages of each purpose. (command -v would be no test: some machines
+# carry placeholders by the name of docker.)
+apt_packages() { # GROUP
+  case $1 in
+    build) echo gcc libc6-dev make pkg-config git ca-certificates ;;
+    controlplane) echo openssl ;;
+    cluster) echo docker.io iproute2 iptables jq mmdebstrap procps python3 runc socat util-linux ;;
+    images) echo buildah mmdebstrap ;;
+    lint) echo shellcheck ;;
+    *) die "no group of packages is called $1" ;;
+  esac
+}
+
+as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
+
+apt_install() { # GROUP...
+  local group package missing=()
+  for group in "$@"; do
+    for package in $(apt_packages "$group"); do
+      dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' ||
+        missing+=("$package")
+    done
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || die "this machine has no apt-get; install yourself: ${missing[*]}"
+  say "installing ${missing[*]}"
+  as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
+  as_root "$here/tools.sh" apt-quietly "${missing[@]}"
+}
+
+# Installs without starting any service: a Docker that starts by itself changes the
+# network of the machine, and the tests want it as it was. (policy-rc.d is how
+# Debian's packages ask.)
+apt_quietly() { # PACKAGE...
+  local policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+  fi
+  DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
+    install -y --no-install-recommends "$@" >&2
+}
+
+main() {
+  [ $# -gt 0 ] || die "usage: tools.sh NAME... | apt GROUP... | clean"
+  case $1 in
+    apt) shift && apt_install "$@" ;;
+    apt-quietly) shift && apt_quietly "$@" ;;
+    clean) rm -rf "$cache" ;;
+    *) for name in "$@"; do tool "$name"; done ;;
+  esac
+}
+
+main "$@"
