@@ -11,7 +11,11 @@
 #                  symlink for each: kube-apiserver, etcd, kube-controller-manager,
 #                  kube-scheduler, kube-proxy, kubelet, kubeadm, kubectl
 #   kubectl        the symlink above
+#   coredns        the DNS server of a cluster, for the node image
 #   helm, kind
+#   node-image     the root filesystem of a cluster node, as a tar for `docker import`
+#   base-image     a minimal root filesystem of this machine's own distribution, as a
+#                  tar, for images that cannot be pulled
 #
 # Everything is built from source with the machine's Go, because prebuilt binaries
 # cannot be had everywhere. Results are shared by all checkouts of a machine, in
@@ -62,6 +66,26 @@ go_install() { # PACKAGE@VERSION FOLDER
   GOBIN=$2 CGO_ENABLED=0 GOFLAGS=-buildvcs=false go install -ldflags "-s -w" "$1"
 }
 
+# A module of this repository. Its name in the cache holds a digest of the sources,
+# so that a change of any dependency is a new version.
+module_folder() { # MODULE VERSION
+  local sources
+  sources=$(cat "$here/$1"/{go.mod,go.sum,main.go} | sha256sum | cut -c1-12)
+  echo "$cache/$1-$2-$sources"
+}
+
+# The versions in tools.env and in go.mod have to be the same.
+expect_requirement() { # MODULE REQUIREMENT VERSION
+  grep -Eq "^(require|	)? ?$2 $3$" "$here/$1/go.mod" ||
+    die "e2e/$1/go.mod does not ask for $2 $3, as e2e/tools.env does"
+}
+
+build_module() { # MODULE LDFLAGS FOLDER
+  cd "$here/$1"
+  CGO_ENABLED=0 GOFLAGS="-buildvcs=false -mod=readonly" GOWORK=off \
+    go build -ldflags "$2" -o "$3/$1" .
+}
+
 build_controlplane() { # FOLDER
   local folder=$1 flags="-s -w" package version name
   version=${KUBERNETES_VERSION#v}
@@ -71,32 +95,58 @@ build_controlplane() { # FOLDER
     flags+=" -X $package.gitMajor=$(cut -d. -f1 <<<"$version")"
     flags+=" -X $package.gitMinor=$(cut -d. -f2 <<<"$version")"
   done
-  (
-    cd "$here/controlplane"
-    CGO_ENABLED=0 GOFLAGS="-buildvcs=false -mod=readonly" GOWORK=off \
-      go build -ldflags "$flags" -o "$folder/controlplane" .
-  )
+  (build_module controlplane "$flags" "$folder")
   for name in "${components[@]}"; do
     ln -s controlplane "$folder/$name"
   done
 }
 
-controlplane_folder() {
-  local sources
-  grep -q "^	k8s.io/kubernetes $KUBERNETES_VERSION$" "$here/controlplane/go.mod" ||
-    die "e2e/controlplane/go.mod does not ask for k8s.io/kubernetes $KUBERNETES_VERSION"
-  # The sources are a part of the name: a change of dependencies is a new version.
-  sources=$(cat "$here"/controlplane/{go.mod,go.sum,main.go} | sha256sum | cut -c1-12)
-  echo "$cache/controlplane-$KUBERNETES_VERSION-$sources"
+build_coredns() { # FOLDER
+  (build_module coredns "-s -w" "$1")
+}
+
+# What the node image is made of, in one word.
+node_image_folder() {
+  local parts
+  parts=$(
+    module_folder controlplane "$KUBERNETES_VERSION"
+    module_folder coredns "$COREDNS_VERSION"
+    find "$here/cluster/node" -type f | sort | xargs cat
+  )
+  echo "$cache/node-image-$KUBERNETES_VERSION-$NODE_DEBIAN_SUITE-$(sha256sum <<<"$parts" | cut -c1-12)"
+}
+
+build_node_image() { # FOLDER
+  local controlplane coredns
+  controlplane=$(tool controlplane)
+  coredns=$(tool coredns)
+  as_root env "CONTROLPLANE=$controlplane" "COREDNS=$coredns" "$here/cluster/node/build.sh" "$1"
+}
+
+# The suite of this machine: what is built here needs a C library that is not older.
+base_suite() {
+  # shellcheck source=/dev/null
+  (source /etc/os-release && echo "${UBUNTU_CODENAME:-$VERSION_CODENAME}")
+}
+
+build_base_image() { # FOLDER
+  as_root mmdebstrap --quiet --variant=minbase "$(base_suite)" "$1/base.tar"
 }
 
 tool() { # NAME: builds what is missing and prints the path
   local folder
   case $1 in
     controlplane | kubectl)
-      folder=$(controlplane_folder)
+      expect_requirement controlplane k8s.io/kubernetes "$KUBERNETES_VERSION"
+      folder=$(module_folder controlplane "$KUBERNETES_VERSION")
       [ -e "$folder" ] || need_go
       once "$folder" build_controlplane
+      ;;
+    coredns)
+      expect_requirement coredns github.com/coredns/coredns "$COREDNS_VERSION"
+      folder=$(module_folder coredns "$COREDNS_VERSION")
+      [ -e "$folder" ] || need_go
+      once "$folder" build_coredns
       ;;
     helm)
       folder=$cache/helm-$HELM_VERSION
@@ -107,6 +157,18 @@ tool() { # NAME: builds what is missing and prints the path
       folder=$cache/kind-$KIND_VERSION
       [ -e "$folder" ] || need_go
       once "$folder" go_install "sigs.k8s.io/kind@$KIND_VERSION"
+      ;;
+    node-image)
+      folder=$(node_image_folder)
+      once "$folder" build_node_image
+      echo "$folder/node.tar"
+      return
+      ;;
+    base-image)
+      folder=$cache/base-$(base_suite)
+      once "$folder" build_base_image
+      echo "$folder/base.tar"
+      return
       ;;
     *) die "no tool is called $1" ;;
   esac
@@ -119,7 +181,7 @@ apt_packages() { # GROUP
   case $1 in
     build) echo gcc libc6-dev make pkg-config git ca-certificates ;;
     controlplane) echo openssl ;;
-    cluster) echo docker.io iproute2 iptables jq mmdebstrap procps python3 runc socat util-linux ;;
+    cluster) echo debian-archive-keyring docker.io iproute2 iptables jq mmdebstrap procps python3-minimal runc socat util-linux ;;
     images) echo buildah mmdebstrap ;;
     lint) echo shellcheck ;;
     *) die "no group of packages is called $1" ;;
