@@ -130,7 +130,16 @@ base_suite() {
 }
 
 build_base_image() { # FOLDER
-  as_root mmdebstrap --quiet --variant=minbase "$(base_suite)" "$1/base.tar"
+  # Small, as published images are: no documentation, and no caches when an image
+  # that is based on this installs packages of its own.
+  as_root mmdebstrap --quiet --variant=minbase \
+    --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --aptopt='Dir::Cache::pkgcache ""' \
+    --aptopt='Dir::Cache::srcpkgcache ""' \
+    --aptopt='DPkg::Post-Invoke {"rm -f /var/cache/apt/archives/*.deb";}' \
+    "$(base_suite)" "$1/base.tar"
 }
 
 tool() { # NAME: builds what is missing and prints the path

@@ -159,9 +159,11 @@ in_use() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 prepare() { # NAME: what has to happen before kind creates it
   local name=$1 port
-  if [ "$(cat "$work/docker.mode" 2>/dev/null)" = own ] &&
-    ! "$here/own-docker.sh" is-up; then
+  if [ "$(cat "$work/docker.mode" 2>/dev/null)" = own ] && ! "$here/own-docker.sh" is-up; then
     forget_everything
+  fi
+  if [ -n "${STANDFAST_DOCKER:-}" ] && [ "$(docker_mode)" != "$STANDFAST_DOCKER" ]; then
+    die "clusters of this checkout are up with STANDFAST_DOCKER=$(docker_mode); take them down first"
   fi
   [ ! -e "$work/$name/port" ] || delete "$name"
   port=$(free_port)
@@ -261,7 +263,7 @@ delete_and_tidy() { # NAME...
 # --- Verbs ----------------------------------------------------------------------
 
 up() { # NAME [--two-regions] [--workers N]
-  local name=${1:?the name of the cluster} workers=0 regions=() region
+  local name=${1:?the name of the cluster} workers=0 regions=()
   shift
   while [ $# -gt 0 ]; do
     case $1 in
@@ -278,9 +280,9 @@ up() { # NAME [--two-regions] [--workers N]
   if [ ${#regions[@]} -eq 0 ]; then
     create "$name" "$workers"
   else
-    for region in "${regions[@]}"; do
-      create "$name-$region" "$workers"
-    done
+    create "$name-${regions[0]}" "$workers" &
+    create "$name-${regions[1]}" "$workers"
+    wait $!
   fi
 }
 

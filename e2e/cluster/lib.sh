@@ -32,3 +32,5 @@ wait_for() { # TENTHS_OF_A_SECOND COMMAND...
     sleep 0.1
   done
 }
+
+as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
