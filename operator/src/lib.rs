@@ -1,5 +1,6 @@
 //! The Standfast operator.
 
+pub mod app;
 pub mod args;
 pub mod cache;
 pub mod calls;
