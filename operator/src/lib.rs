@@ -1,13 +1,16 @@
 //! The Standfast operator.
 
+pub mod admin;
 pub mod args;
 pub mod cache;
 pub mod calls;
 pub mod client;
 pub mod controller;
+pub mod events;
 pub mod held;
 pub mod leader;
 pub mod metrics;
 pub mod outbound;
 pub mod scale;
+pub mod telemetry;
 pub mod workloads;
