@@ -132,7 +132,7 @@ async fn replies_are_wrong_late_or_partial_on_demand() {
     // Faults are for whom they are meant, and end when they are taken away.
     venue.account("PKOTHER", SECRET);
     venue.fault(Fault::on("DELETE", "/v2/orders", Action::status(500)).account("PKOTHER"));
-    let all = venue.fault(Fault { method: None, ..Fault::on("", "/v2/clock", Action::status(503)) });
+    let all = venue.fault(Fault::any("/v2/clock", Action::status(503)));
     assert_eq!(desk.cancel_all().await.unwrap().status(), StatusCode::MULTI_STATUS);
     let clock = || async { desk.request(Method::GET, "/v2/clock").send().await.unwrap().status().as_u16() };
     assert_eq!(clock().await, 503);
@@ -207,6 +207,23 @@ async fn an_order_reappears_and_the_control_plane_says_the_same() {
     assert_eq!(kinds, ["request", "revived", "request"]);
     assert_eq!(ledger[2]["result"]["outcome"], "dropped");
     assert_eq!(ledger[2]["effects"][0]["effect"], "cancel_taken");
+}
+
+#[tokio::test]
+async fn waiting_sleeps_between_changes_and_ends_in_time() {
+    let desk = Desk::with_orders(&["AAPL"]).await;
+    let mut looks = 0;
+    let never = desk.venue.until(Duration::from_millis(200), |venue| {
+        looks += 1;
+        (venue.open_orders(KEY).len() == 2 || !venue.positions(KEY).is_empty()).then_some(())
+    });
+    assert_eq!(never.await, None);
+    assert!(looks < 10, "{looks} looks at a venue where nothing happens");
+
+    desk.venue.set_behaviour(Behaviour::partial(Duration::from_millis(50), 1, Duration::ZERO));
+    desk.venue.place_order(KEY, &NewOrder::market("MSFT", Side::Buy, 1)).unwrap();
+    let filled = desk.venue.until(LONG, |venue| venue.positions(KEY).first().map(|p| p.qty)).await;
+    assert_eq!(filled, Some(Decimal::ONE), "the venue's own clock fills what nobody asks about");
 }
 
 #[test]
@@ -371,7 +388,7 @@ mod demo_bot {
         let env = [("BOT_VENUE_TIMEOUT_SECONDS", "0.5"), ("BOT_HEALTH_MAX_AGE_SECONDS", "2")];
         let bot = bot(&desk, &env).await;
         trading(&desk, &bot).await;
-        desk.venue.fault(Fault { method: None, ..Fault::on("", "/v2/", Action::Hang) });
+        desk.venue.fault(Fault::any("/v2/", Action::Hang));
         let health = async |wanted: u16| {
             let end = Instant::now() + LONG;
             while ask(&desk, &bot, Method::GET, "/health", None).await.0 != wanted {
