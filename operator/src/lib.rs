@@ -1,12 +1,15 @@
 //! The Standfast operator.
 
+pub mod app;
+pub mod admin;
 pub mod args;
 pub mod cache;
 pub mod calls;
 pub mod client;
 pub mod controller;
-pub mod halt;
+pub mod events;
 pub mod guardrails;
+pub mod halt;
 pub mod held;
 pub mod jobs;
 pub mod leader;
@@ -14,4 +17,5 @@ pub mod metrics;
 pub mod outbound;
 pub mod scale;
 pub mod system;
+pub mod telemetry;
 pub mod workloads;

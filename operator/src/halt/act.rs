@@ -121,20 +121,24 @@ fn entry<'a>(status: &'a mut TradingHaltStatus, name: &str) -> &'a mut ActionSta
 impl HaltReconciler {
     /// Makes the requests of the first wave ready, so that no secret has to be read between the commit and the cancel.
     pub(super) async fn ready(&self, namespace: &str, system: &TradingSystem, effects: &[Effect]) -> Ready {
-        let requests = effects.iter().filter_map(|effect| {
+        let (mut names, mut requests) = (vec![], vec![]);
+        for effect in effects {
             let request = match effect {
-                Effect::CancelAll(venue, n) => action(system, venue, |v| v.cancel_orders.get(*n))?.http.as_ref(),
-                Effect::Suspend(venue, n) => action(system, venue, |v| v.suspend_trading.get(*n))?.http.as_ref(),
+                Effect::CancelAll(venue, n) => {
+                    action(system, venue, |v| v.cancel_orders.get(*n)).and_then(|a| a.http.as_ref())
+                }
+                Effect::Suspend(venue, n) => {
+                    action(system, venue, |v| v.suspend_trading.get(*n)).and_then(|a| a.http.as_ref())
+                }
                 Effect::ApplicationHalt => system.spec.application_halt.as_ref().map(|a| &a.request),
                 _ => None,
             };
-            Some((name(effect), request?))
-        });
-        stream::iter(requests)
-            .map(|(name, request)| async move { (name, self.caller.prepare(namespace, request, None).await) })
-            .buffer_unordered(PARALLEL)
-            .collect()
-            .await
+            if let Some(request) = request {
+                names.push(name(effect));
+                requests.push(request);
+            }
+        }
+        names.into_iter().zip(self.caller.prefetch(namespace, &requests).await).collect()
     }
 
     /// Carries out `effects`. Each is begun only while leadership is sure to last until its end.
@@ -179,7 +183,13 @@ impl HaltReconciler {
             Effect::Stop(key, size) => self.stop(key, *size).await,
             Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
             Effect::ApplicationHalt => {
-                self.send(&namespace, system.and_then(|s| s.spec.application_halt.as_ref()).map(|a| &a.request), None, prepared).await
+                self.send(
+                    &namespace,
+                    system.and_then(|s| s.spec.application_halt.as_ref()).map(|a| &a.request),
+                    None,
+                    prepared,
+                )
+                .await
             }
             Effect::CancelAll(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.cancel_orders.get(*n)));
@@ -300,7 +310,9 @@ impl HaltReconciler {
             Ok(Ok(_)) => done("suspended"),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => done("there is no such Job"),
             Ok(Err(error)) => unknown(format!("suspending Job {namespace}/{name}: {error}")),
-            Err(_) => unknown(format!("suspending Job {namespace}/{name}: no answer within {} s", EFFECT_DEADLINE.as_secs())),
+            Err(_) => {
+                unknown(format!("suspending Job {namespace}/{name}: no answer within {} s", EFFECT_DEADLINE.as_secs()))
+            }
         }
     }
 }

@@ -69,7 +69,9 @@ pub fn records(
                 .find(&view.key, uid)
                 .or_else(|| {
                     let holder = halts.iter().find(|h| {
-                        held::holds(h) && h.metadata.uid.as_deref() != Some(uid) && held::record(h, kind, name).is_some()
+                        held::holds(h)
+                            && h.metadata.uid.as_deref() != Some(uid)
+                            && held::record(h, kind, name).is_some()
                     })?;
                     Some((holder.metadata.name.clone().unwrap_or_default(), held::record(holder, kind, name)?))
                 })

@@ -38,7 +38,8 @@ impl HaltReconciler {
             Ok(Ok(Some(system))) => Ok(system),
             Ok(Ok(None)) => {
                 let names = self.systems.some_names(&namespace);
-                let there = if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
+                let there =
+                    if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
                 Err(format!("TradingSystem {name} not found in namespace {namespace}: {there}"))
             }
             Ok(Err(error)) => Err(format!("TradingSystem {namespace}/{name} could not be read: {error}")),
@@ -74,7 +75,10 @@ impl HaltReconciler {
             latch: Some(Latch { held: true, config_map: latch::name(&halt.name_any()) }),
             system_uid: system.uid(),
             workloads,
-            venues: venues.iter().map(|(name, _)| VenueStatus { name: name.clone(), ..VenueStatus::default() }).collect(),
+            venues: venues
+                .iter()
+                .map(|(name, _)| VenueStatus { name: name.clone(), ..VenueStatus::default() })
+                .collect(),
             evidence: Evidence {
                 requested_by: halt.spec.requested_by.clone().unwrap_or_else(|| "not recorded".into()),
                 previous_sha256: evidence::head(&halts, &halt.spec.system_ref.name, Some(&uid)),
@@ -89,11 +93,22 @@ impl HaltReconciler {
                 act::intend(&mut status, effect, now);
             }
         }
-        let asked = format!("{}; requested by {}; orders {:?}, positions {:?}", halt.spec.reason, status.evidence.requested_by, halt.spec.orders.cancel, halt.spec.positions.action);
+        let asked = format!(
+            "{}; requested by {}; orders {:?}, positions {:?}",
+            halt.spec.reason, status.evidence.requested_by, halt.spec.orders.cancel, halt.spec.positions.action
+        );
         evidence::append(&mut status.evidence, now, "Committed", &asked, false);
-        for type_ in [c::LATCHED, c::WORKLOADS_STOPPED, c::ORDERS_CANCELLED, c::POSITIONS_CLOSED, c::VERIFIED, c::HALTED] {
+        for type_ in
+            [c::LATCHED, c::WORKLOADS_STOPPED, c::ORDERS_CANCELLED, c::POSITIONS_CLOSED, c::VERIFIED, c::HALTED]
+        {
             let message = missing.first().cloned().unwrap_or_else(|| "not read back yet".into());
-            set_condition(&mut status.conditions, now, halt.metadata.generation, (type_, "Unknown", "Fencing"), message);
+            set_condition(
+                &mut status.conditions,
+                now,
+                halt.metadata.generation,
+                (type_, "Unknown", "Fencing"),
+                message,
+            );
         }
         record::kstatus(&mut status, halt.metadata.generation, now);
 
@@ -138,7 +153,13 @@ impl HaltReconciler {
         let now = Timestamp::now();
         if let (Some(at), None) = (first_cancel, &status.times.first_cancel_sent_at) {
             status.times.first_cancel_sent_at = Some(MicroTime(at));
-            evidence::append(&mut status.evidence, at, "CancelSent", "the first cancel was handed to the network", false);
+            evidence::append(
+                &mut status.evidence,
+                at,
+                "CancelSent",
+                "the first cancel was handed to the network",
+                false,
+            );
             if let Some(committed) = &status.times.committed_at {
                 self.metrics.commit_to_cancel(at.duration_since(committed.0).unsigned_abs());
             }
@@ -152,7 +173,8 @@ impl HaltReconciler {
             evidence::append(&mut status.evidence, now, "WorkloadsScaled", &message, false);
         }
         for venue in &status.venues {
-            let suspends: Vec<_> = results.iter().filter(|r| r.name.starts_with(&format!("{}/suspendTrading/", venue.name))).collect();
+            let suspends: Vec<_> =
+                results.iter().filter(|r| r.name.starts_with(&format!("{}/suspendTrading/", venue.name))).collect();
             if !suspends.is_empty() {
                 let answered = suspends.iter().all(|r| r.outcome.state == ActionState::Done);
                 memory.venues.entry(venue.name.clone()).or_default().suspended = answered;

@@ -11,7 +11,9 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, core::PartialObjectMeta};
-use standfast_crds::v1alpha1::{TradingHalt, TradingHaltStatus, WorkloadKind, halt_conditions as c, is_true, set_condition};
+use standfast_crds::v1alpha1::{
+    TradingHalt, TradingHaltStatus, WorkloadKind, halt_conditions as c, is_true, set_condition,
+};
 use tokio::time::Instant;
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, decide::Facts, evidence, memory::Memory};
@@ -75,7 +77,8 @@ impl HaltReconciler {
                 + std::fmt::Debug
                 + serde::de::DeserializeOwned,
         {
-            let meta: PartialObjectMeta<K> = Api::<K>::namespaced(client, &key.namespace).get_metadata(&key.name).await?;
+            let meta: PartialObjectMeta<K> =
+                Api::<K>::namespaced(client, &key.namespace).get_metadata(&key.name).await?;
             Ok(meta.managed_fields().to_vec())
         }
         let client = self.client.clone();

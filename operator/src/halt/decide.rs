@@ -285,11 +285,7 @@ fn closes(
     }
     // Orders hold the quantity that is to be closed: none may be open, neither the bot's nor one of our own closes.
     let settled = matches!(&venue.orders, Some(Ok(o)) if o.to_cancel == 0 && o.closing == 0);
-    let due = if venue.close_intended {
-        venue.stable_reads >= policy.verify_reads
-    } else {
-        venue.clean_reads >= 1
-    };
+    let due = if venue.close_intended { venue.stable_reads >= policy.verify_reads } else { venue.clean_reads >= 1 };
     if facts.stopped() && settled && due && venue.close_hindrance.is_none() {
         if venue.offers.close_all > 0 {
             effects.extend((0..venue.offers.close_all).map(|n| Effect::CloseAll(venue.name.clone(), n)));
@@ -355,7 +351,8 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
         HaltPhase::Verifying
     };
     let halted = if halted {
-        let kept = if refused { "; positions were kept: CloseAll is not among haltPolicy.allowedPositionActions" } else { "" };
+        let kept =
+            if refused { "; positions were kept: CloseAll is not among haltPolicy.allowedPositionActions" } else { "" };
         let open = if latched.1 == "True" { String::new() } else { format!("; not latched: {}", latched.3) };
         (c::HALTED, "True", "Proven", format!("no trading pod runs, no order is open that should not be{kept}{open}"))
     } else {
@@ -410,7 +407,8 @@ fn orders(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict
     for venue in &facts.venues {
         let name = &venue.name;
         if venue.offers.removed {
-            let message = format!("venue {name} was removed from the TradingSystem under the halt: its orders cannot be read");
+            let message =
+                format!("venue {name} was removed from the TradingSystem under the halt: its orders cannot be read");
             return verdict("Unknown", "VenueRemoved", message);
         }
         if spec.orders.cancel == CancelOrders::NonProtective && !venue.offers.cancel_one {

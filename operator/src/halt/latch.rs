@@ -192,7 +192,10 @@ mod tests {
             ("Deployment.a", "3"),
             ("StatefulSet.b", "3"),
             ("halt", "stale"),
-            ("message", "halted by Standfast (prices are stale); create a TradingResume with spec.haltRef.name: stale to release it"),
+            (
+                "message",
+                "halted by Standfast (prices are stale); create a TradingResume with spec.haltRef.name: stale to release it",
+            ),
             ("pods.0", "app=bot,tier=x"),
             ("system", "bot"),
         ];

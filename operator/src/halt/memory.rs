@@ -115,7 +115,10 @@ mod tests {
     use crate::calls::Item;
 
     fn positions(quantities: &[&str]) -> Known<Positions> {
-        let items: Vec<_> = quantities.iter().map(|q| Item { symbol: "AAPL".into(), quantity: (*q).into(), ..Item::default() }).collect();
+        let items: Vec<_> = quantities
+            .iter()
+            .map(|q| Item { symbol: "AAPL".into(), quantity: (*q).into(), ..Item::default() })
+            .collect();
         Ok(Positions { open: items.len(), items })
     }
 

@@ -25,7 +25,10 @@ use std::{
 
 use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
-use kube::{Client, Resource, ResourceExt, runtime::controller::Action};
+use kube::{
+    Client, Resource, ResourceExt,
+    runtime::{controller::Action, events::EventType},
+};
 use standfast_crds::v1alpha1::{
     HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, VenueStatus,
 };
@@ -36,6 +39,7 @@ use crate::{
     calls::Caller,
     controller::{Failure, Guarded, Reconcile},
     events::Events,
+    guardrails::Guardrails,
     leader::Leadership,
     metrics::Metrics,
     scale::Scaler,
@@ -70,6 +74,7 @@ pub struct HaltReconciler {
     scaler: Scaler,
     latches: Latches,
     registry: Registry,
+    guardrails: Guardrails,
     leadership: Leadership,
     metrics: Metrics,
     events: Events,
@@ -91,6 +96,7 @@ impl HaltReconciler {
         client: Client,
         caller: Arc<Caller>,
         caches: Caches,
+        guardrails: Guardrails,
         leadership: Leadership,
         metrics: Metrics,
         events: Events,
@@ -105,6 +111,7 @@ impl HaltReconciler {
             resumes: caches.resumes,
             workloads: caches.workloads,
             registry: Registry::default(),
+            guardrails,
             leadership,
             metrics,
             events,
@@ -151,7 +158,7 @@ impl HaltReconciler {
     }
 
     fn event(&self, halt: &TradingHalt, reason: &str, note: &str) {
-        self.events.normal(&halt.object_ref(&()), reason, reason, note);
+        self.events.emit(halt.object_ref(&()), EventType::Normal, reason, reason, note);
     }
 
     /// One look at a held halt.
@@ -175,7 +182,12 @@ impl HaltReconciler {
                 Some(written) => current = written,
                 None => return Ok(Action::requeue(self.pace)),
             }
-            self.registry.commit(&halt.uid().unwrap_or_default(), &halt.name_any(), &halt.namespace().unwrap_or_default(), &status.workloads);
+            self.registry.commit(
+                &halt.uid().unwrap_or_default(),
+                &halt.name_any(),
+                &halt.namespace().unwrap_or_default(),
+                &status.workloads,
+            );
         }
 
         let observed = self.observe(&current, &status, &system, memory).await;
@@ -184,7 +196,8 @@ impl HaltReconciler {
         let now = Timestamp::now();
         for (cron_job, jobs) in &observed.jobs {
             if let Some(w) = status.workloads.iter_mut().find(|w| w.name == *cron_job) {
-                w.suspended_jobs.extend(jobs.iter().filter(|j| !w.suspended_jobs.contains(j)).cloned().collect::<Vec<_>>());
+                w.suspended_jobs
+                    .extend(jobs.iter().filter(|j| !w.suspended_jobs.contains(j)).cloned().collect::<Vec<_>>());
                 w.suspended_jobs.truncate(32);
             }
         }
@@ -238,9 +251,12 @@ impl HaltReconciler {
         let mut new = baseline::records(&views, &uid, &self.registry, &halts, &resumes);
         new.retain(|w| !known(w));
         new.truncate(1000_usize.saturating_sub(status.workloads.len()));
-        let venues: Vec<_> = system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name)).collect();
+        let venues: Vec<_> =
+            system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name)).collect();
         let grew = !new.is_empty() || !venues.is_empty();
-        status.venues.extend(venues.into_iter().map(|v| VenueStatus { name: v.name.clone(), ..VenueStatus::default() }));
+        status
+            .venues
+            .extend(venues.into_iter().map(|v| VenueStatus { name: v.name.clone(), ..VenueStatus::default() }));
         status.workloads.extend(new);
         grew
     }
@@ -249,7 +265,7 @@ impl HaltReconciler {
     fn mirror(&self, halt: &TradingHalt, status: &TradingHaltStatus, from: usize) {
         for entry in status.evidence.entries.iter().skip(from) {
             if entry.event == "Unverified" {
-                self.events.warning(&halt.object_ref(&()), &entry.event, &entry.event, &entry.message);
+                self.events.emit(halt.object_ref(&()), EventType::Warning, &entry.event, &entry.event, &entry.message);
             } else {
                 self.event(halt, &entry.event, &entry.message);
             }
@@ -259,20 +275,17 @@ impl HaltReconciler {
 
 /// Each attempt to close is counted once, however many requests it is made of.
 fn decide_intent(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp) {
-    let fresh = status.actions.iter().find(|a| a.name == act::name(effect)).is_none_or(|a| {
-        a.last_attempt_at.as_ref().is_none_or(|t| t.0 != now)
-    });
+    let fresh = status
+        .actions
+        .iter()
+        .find(|a| a.name == act::name(effect))
+        .is_none_or(|a| a.last_attempt_at.as_ref().is_none_or(|t| t.0 != now));
     if fresh {
         act::intend(status, effect, now);
     }
 }
 
-fn wait(
-    phase: HaltPhase,
-    memory: &Memory,
-    policy: &standfast_crds::v1alpha1::HaltPolicy,
-    pace: Duration,
-) -> Duration {
+fn wait(phase: HaltPhase, memory: &Memory, policy: &standfast_crds::v1alpha1::HaltPolicy, pace: Duration) -> Duration {
     match phase {
         HaltPhase::Halted => policy.reverify_interval.get(),
         HaltPhase::Unverified if memory.started.elapsed() > IMPATIENCE => policy.reverify_interval.get(),

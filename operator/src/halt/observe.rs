@@ -83,11 +83,15 @@ impl HaltReconciler {
         let namespace = halt.namespace().unwrap_or_default();
         let latch_name = latch::name(&halt.name_any());
         let data = latch::data(halt, &status.workloads);
-        let (jobs, latch_written) =
-            tokio::join!(self.active_jobs(&namespace, &status.workloads), self.latches.written(&namespace, &latch_name, &data));
+        let (jobs, latch_written) = tokio::join!(
+            self.active_jobs(&namespace, &status.workloads),
+            self.latches.written(&namespace, &latch_name, &data)
+        );
         let pods = self.running_pods(&namespace, &status.workloads, &jobs).await;
         let active = self.active(&namespace, &status.workloads);
-        let (_, missing) = system.as_ref().map_or_else(|_| (vec![], vec![]), |s| self.workloads.trading(&namespace, &s.spec.workloads));
+        let (_, missing) = system
+            .as_ref()
+            .map_or_else(|_| (vec![], vec![]), |s| self.workloads.trading(&namespace, &s.spec.workloads));
         // A workload that was there when the halt latched and was deleted since is stopped for good.
         let missing = missing.into_iter().filter(|_| status.workloads.is_empty()).collect();
         let mut facts = Facts {
@@ -114,13 +118,15 @@ impl HaltReconciler {
                     Some(self.latches.trial(&key).await)
                 }
                 Some(_) => None,
-                None => Some(LatchFact::Unknown("no trading workload is known that could be raised for a trial".into())),
+                None => {
+                    Some(LatchFact::Unknown("no trading workload is known that could be raised for a trial".into()))
+                }
             }
         };
         let names: Vec<_> = status.venues.iter().map(|v| v.name.clone()).collect();
-        let venues = names.iter().map(|name| {
-            system.as_ref().ok().and_then(|s| s.spec.venues.iter().find(|v| v.name == *name)).cloned()
-        });
+        let venues = names
+            .iter()
+            .map(|name| system.as_ref().ok().and_then(|s| s.spec.venues.iter().find(|v| v.name == *name)).cloned());
         let venues: Vec<_> = venues.collect();
         let reads = join_all(venues.iter().map(|venue| async {
             match venue {
@@ -204,7 +210,9 @@ impl HaltReconciler {
         match tokio::time::timeout(LIST_DEADLINE, pages).await {
             Ok(Ok(all)) => Ok(all),
             Ok(Err(error)) => Err(format!("{what} of namespace {namespace} could not be listed: {error}")),
-            Err(_) => Err(format!("{what} of namespace {namespace} could not be listed within {} s", LIST_DEADLINE.as_secs())),
+            Err(_) => {
+                Err(format!("{what} of namespace {namespace} could not be listed within {} s", LIST_DEADLINE.as_secs()))
+            }
         }
     }
 
@@ -216,7 +224,8 @@ impl HaltReconciler {
     ) -> Known<Pods> {
         let mut selectors = vec![];
         for workload in workloads {
-            let labels = workload.match_labels.clone().map(|l| LabelSelector { match_labels: Some(l), match_expressions: None });
+            let labels =
+                workload.match_labels.clone().map(|l| LabelSelector { match_labels: Some(l), match_expressions: None });
             let key = Key { namespace: namespace.into(), kind: workload.kind, name: workload.name.clone() };
             let selector = labels.or_else(|| self.workloads.get(&key).and_then(|v| v.selector));
             match selector.map(Selector::try_from) {
@@ -249,6 +258,24 @@ impl HaltReconciler {
             }
         }
         Ok(found)
+    }
+
+    /// Counts open orders and positions while the first cancel is under way. Jobs are too slow for it.
+    pub(super) async fn read_before(
+        &self,
+        namespace: &str,
+        halt: &TradingHalt,
+        venue: &Venue,
+    ) -> (Option<i64>, Option<i64>) {
+        let quick = Venue {
+            open_orders: venue.open_orders.iter().filter(|r| r.http.is_some()).cloned().collect(),
+            open_positions: venue.open_positions.iter().filter(|r| r.http.is_some()).cloned().collect(),
+            ..venue.clone()
+        };
+        let read = self.read_venue(namespace, halt, &quick).await;
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let orders = read.orders.and_then(Result::ok).map(|o| count(o.count));
+        (orders, read.positions.and_then(Result::ok).map(|p| count(p.count)))
     }
 
     async fn read_venue(&self, namespace: &str, halt: &TradingHalt, venue: &Venue) -> VenueRead {
@@ -323,7 +350,8 @@ fn judge_venue(
         Some(Ok(p)) => p.positions.iter().filter_map(|p| p.symbol.clone()).collect(),
         _ => vec![],
     };
-    let orders = read.orders.as_ref().map(|r| r.as_ref().map(|o| sort(o, cancel, close_intended, &held)).map_err(Clone::clone));
+    let orders =
+        read.orders.as_ref().map(|r| r.as_ref().map(|o| sort(o, cancel, close_intended, &held)).map_err(Clone::clone));
     let positions = read.positions.as_ref().map(|r| r.as_ref().map(open).map_err(Clone::clone));
     let stopped_since = memory.stopped_since;
     let remembered = memory.venues.entry(name.clone()).or_default();

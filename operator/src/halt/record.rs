@@ -90,7 +90,8 @@ pub fn kstatus(status: &mut TradingHaltStatus, generation: Option<i64>, now: Tim
         _ => ("False", "True", "False"),
     };
     let phase = status.phase.as_str();
-    let message = status.conditions.iter().find(|x| x.type_ == c::HALTED).map_or_else(String::new, |x| x.message.clone());
+    let message =
+        status.conditions.iter().find(|x| x.type_ == c::HALTED).map_or_else(String::new, |x| x.message.clone());
     for (type_, value) in [(c::READY, ready), (c::RECONCILING, reconciling), (c::STALLED, stalled)] {
         set_condition(&mut status.conditions, now, generation, (type_, value, phase), message.clone());
     }
@@ -115,7 +116,9 @@ impl HaltReconciler {
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(WriteError::Conflict),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(WriteError::Gone),
             Ok(Err(error)) => Err(WriteError::Failed(Failure::new(what(), error))),
-            Err(_) => Err(WriteError::Failed(Failure::new(what(), format!("no answer within {} s", DEADLINE.as_secs())))),
+            Err(_) => {
+                Err(WriteError::Failed(Failure::new(what(), format!("no answer within {} s", DEADLINE.as_secs()))))
+            }
         }
     }
 }

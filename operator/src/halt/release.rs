@@ -46,10 +46,19 @@ impl HaltReconciler {
             let Some(live) = live.filter(|r| r.uid() == resume.uid() && asks(r, halt)) else {
                 return Ok(Action::requeue(self.pace));
             };
-            if let Err(why) = self.guardrails.intact(&self.client).await {
+            if let Some((reason, why)) = self.guardrails.fresh().await.problem() {
                 let now = Timestamp::now();
-                let message = format!("TradingResume {} asks, but the guardrails are not as they should be: {why}", live.name_any());
-                set_condition(&mut status.conditions, now, halt.metadata.generation, (c::RELEASED, "False", "GuardrailsNotIntact"), message);
+                let message = format!(
+                    "TradingResume {} asks, but the guardrails are not as they should be: {why}",
+                    live.name_any()
+                );
+                set_condition(
+                    &mut status.conditions,
+                    now,
+                    halt.metadata.generation,
+                    (c::RELEASED, "False", reason),
+                    message,
+                );
                 if record::differs(&halt.status.clone().unwrap_or_default(), &status) {
                     self.settle(self.write(halt, status).await)?;
                 }
