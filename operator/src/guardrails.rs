@@ -173,27 +173,24 @@ fn summary(looks: impl IntoIterator<Item = (String, Look)>) -> GuardrailState {
     }
 }
 
+async fn look(client: &Client, expected: &Shipped) -> Result<(String, Look), String> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &expected.resource());
+    let label = format!("{}/{}", expected.kind, expected.name);
+    match tokio::time::timeout(DEADLINE, api.get_opt(&expected.name)).await {
+        Ok(Ok(live)) => Ok((label, compare(expected, live.as_ref()))),
+        Ok(Err(error)) => Err(format!("reading {label}: {error}")),
+        Err(_) => Err(format!("reading {label}: no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
 /// Reads all policies and bindings live and compares them with the built-in copy.
 pub async fn inspect(client: &Client) -> GuardrailState {
     let shipped = match &*SHIPPED {
         Ok(shipped) => shipped,
         Err(error) => return GuardrailState::Unknown(error.clone()),
     };
-    let looks = stream::iter(shipped)
-        .map(|expected| {
-            let api: Api<DynamicObject> = Api::all_with(client.clone(), &expected.resource());
-            async move {
-                let label = format!("{}/{}", expected.kind, expected.name);
-                match tokio::time::timeout(DEADLINE, api.get_opt(&expected.name)).await {
-                    Ok(Ok(live)) => Ok((label, compare(expected, live.as_ref()))),
-                    Ok(Err(error)) => Err(format!("reading {label}: {error}")),
-                    Err(_) => Err(format!("reading {label}: no answer within {} s", DEADLINE.as_secs())),
-                }
-            }
-        })
-        .buffer_unordered(6)
-        .collect::<Vec<Result<_, String>>>()
-        .await;
+    let looks: Vec<_> = shipped.iter().map(|expected| look(client, expected)).collect();
+    let looks: Vec<_> = stream::iter(looks).buffer_unordered(6).collect().await;
     let mut unread = None;
     let mut read = vec![];
     for look in looks {

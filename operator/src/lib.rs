@@ -1,11 +1,18 @@
 //! The Standfast operator.
 
+pub mod app;
+pub mod args;
 pub mod cache;
 pub mod calls;
+pub mod client;
 pub mod controller;
+pub mod events;
 pub mod guardrails;
+pub mod halt;
 pub mod held;
 pub mod jobs;
+pub mod leader;
+pub mod metrics;
 pub mod outbound;
 pub mod scale;
 pub mod system;

@@ -15,7 +15,7 @@ use standfast_crds::v1alpha1::{ActionState, OrderSummary, PositionSummary};
 pub use caller::Caller;
 
 /// One order or position that a request is about; fills `{id}`, `{symbol}` and `{quantity}`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Item {
     /// The venue's id.
     pub id: String,

@@ -124,11 +124,10 @@ impl Checker {
                     seen: s.status.as_ref().and_then(|s| s.observed_generation) >= s.metadata.generation,
                 })
             }
-            WorkloadKind::CronJob => {
-                Api::<CronJob>::namespaced(client, namespace).get_opt(&check.name).await?.map(|c| Pods::Scheduled {
-                    suspended: c.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false),
-                })
-            }
+            WorkloadKind::CronJob => Api::<CronJob>::namespaced(client, namespace)
+                .get_opt(&check.name)
+                .await?
+                .map(|c| Pods::Scheduled { suspended: c.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false) }),
         })
     }
 }

@@ -165,7 +165,8 @@ fn wrapped(query: &str) -> String {
 /// A value as `to_jsonb` writes it.
 fn scalar(json: Option<String>) -> Result<Scalar, SqlError> {
     let Some(json) = json else { return Ok(Scalar::Null) };
-    let shape = || SqlError::Unasked("the query returned a value that is neither a number, a short text nor a time".into());
+    let shape =
+        || SqlError::Unasked("the query returned a value that is neither a number, a short text nor a time".into());
     let document = Document::parse(json.as_bytes()).map_err(|_| shape())?;
     document.root().scalar().ok_or_else(shape)
 }
