@@ -7,11 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
     CheckState, CheckStatus, HaltPhase, HaltSummary, Problem, TradingHalt, TradingSystem, TradingSystemStatus,
-    WorkloadKind, WorkloadStatus, condition, set_condition, shorten, system_conditions,
+    WorkloadKind, WorkloadStatus, condition, set_condition, shorten,
 };
 
 use super::{
     coexistence::{self, Autoscaler},
+    conditions,
     prepared::Survey,
     spec::{self, problem},
 };
@@ -118,26 +119,26 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
     };
 
     let (problems, (state, reason, message)) = prepared(observed, before);
-    set((system_conditions::PREPARED, state, &reason), &message);
+    set((conditions::PREPARED, state, &reason), &message);
 
     let (state, reason, message) = checks_passing(&status.checks);
-    set((system_conditions::CHECKS_PASSING, state, reason), &message);
+    set((conditions::CHECKS_PASSING, state, reason), &message);
 
     match observed.shared_accounts.as_slice() {
-        [] => set((system_conditions::SHARED_ACCOUNT, "False", "NotShared"), "no other system names the same account"),
+        [] => set((conditions::SHARED_ACCOUNT, "False", "NotShared"), "no other system names the same account"),
         shared => {
             let text: Vec<_> = shared.iter().map(|s| format!("{} by {}", s.account, s.other)).collect();
             let message = format!(
                 "accounts that other systems name too: {}; a halt cancels all orders of an account",
                 text.join(", ")
             );
-            set((system_conditions::SHARED_ACCOUNT, "True", "AccountNamedTwice"), &message);
+            set((conditions::SHARED_ACCOUNT, "True", "AccountNamedTwice"), &message);
         }
     }
 
     match problems.iter().find(|p| p.reason == "InvalidSpec") {
-        None => set((system_conditions::READY, "True", "Observed"), "the spec is valid, and its state is in this status"),
-        Some(invalid) => set((system_conditions::READY, "False", "InvalidSpec"), &invalid.message),
+        None => set((conditions::READY, "True", "Observed"), "the spec is valid, and its state is in this status"),
+        Some(invalid) => set((conditions::READY, "False", "InvalidSpec"), &invalid.message),
     }
 
     let passing = status.checks.iter().filter(|c| c.state == CheckState::Passing).count();
@@ -263,7 +264,7 @@ fn prepared(observed: &Observed<'_>, before: Option<&TradingSystemStatus>) -> (V
             problems.extend(survey.problems.iter().cloned());
             unknown.extend(survey.unknown.iter().cloned());
         }
-        None => match before.and_then(|b| Some((b, condition(&b.conditions, system_conditions::PREPARED)?))) {
+        None => match before.and_then(|b| Some((b, condition(&b.conditions, conditions::PREPARED)?))) {
             // Since a restart of the operator nothing was asked yet: the old answer stands for the moment.
             Some((before, old)) => {
                 let state = match old.status.as_str() {

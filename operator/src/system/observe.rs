@@ -23,7 +23,7 @@ pub(super) fn halts_of(halts: &Cache<Guarded<TradingHalt>>, namespace: &str, nam
 /// Workloads of a namespace that two of its systems name, where one of both trades with it.
 pub(super) fn shared_workloads(
     workloads: &Workloads,
-    systems: &[TradingSystem],
+    systems: &[&TradingSystem],
     system: &TradingSystem,
     trading: &[View],
 ) -> Vec<SharedWorkload> {

@@ -138,27 +138,20 @@ impl Surveyor {
             calls.extend(call.map(|call| (path.as_str(), *request, call)));
         }
         let hosts = endpoints(&calls);
-        let probes = stream::iter(hosts)
-            .map(|endpoint| async move {
-                let found = self.caller.transport().probe(namespace, &endpoint.url, DEADLINE).await;
-                (endpoint, found)
-            })
-            .buffer_unordered(AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
+        let probes = hosts.into_iter().map(|endpoint| async move {
+            let found = self.caller.transport().probe(namespace, &endpoint.url, DEADLINE).await;
+            (endpoint, found)
+        });
+        let probes = some_at_once(probes).await;
         let mut survey = credential_survey(&calls);
         survey.problems.extend(probes.into_iter().filter_map(|(endpoint, found)| endpoint.problem(found.err()?)));
         survey
     }
 
     async fn permissions(&self, namespace: &str, wanted: &[Permission]) -> Survey {
-        let answers = stream::iter(wanted)
-            .map(|permission| async move { (permission, self.permitted(namespace, *permission).await) })
-            .buffered(AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
+        let questions = wanted.iter().map(|p| async move { (p, self.permitted(namespace, *p).await) });
         let mut survey = Survey::default();
-        for (permission, answer) in answers {
+        for (permission, answer) in some_at_once(questions).await {
             match answer {
                 Ok(true) => {}
                 Ok(false) => survey.problems.push(permission.missing(namespace)),
@@ -192,12 +185,8 @@ impl Surveyor {
         let mut survey = Survey::default();
         let (mut managers, mut labels): (BTreeMap<String, Vec<Key>>, Vec<(Key, BTreeMap<String, String>)>) =
             Default::default();
-        let read_whole = stream::iter(trading.iter().take(WORKLOADS))
-            .map(|view| async move { (view, self.whole(&view.key).await) })
-            .buffered(AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
-        for (view, object) in read_whole {
+        let reads = trading.iter().take(WORKLOADS).map(|view| async move { (view, self.whole(&view.key).await) });
+        for (view, object) in some_at_once(reads).await {
             match object {
                 Ok(Some(object)) => {
                     if let Some(manager) = coexistence::git_manager(object.metadata.managed_fields.as_deref().unwrap_or_default()) {
@@ -238,6 +227,12 @@ impl Surveyor {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
         read(&format!("reading {key}"), api.get_opt(&key.name)).await
     }
+}
+
+/// The outcomes of all, a few under way at a time, in their order.
+async fn some_at_once<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+    // Collected first: a stream of a lazy iterator over references cannot be sent to another thread.
+    stream::iter(all.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await
 }
 
 async fn read<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
