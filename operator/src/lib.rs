@@ -1,6 +1,7 @@
 //! The Standfast operator.
 
 pub mod app;
+pub mod admin;
 pub mod args;
 pub mod cache;
 pub mod calls;
@@ -16,4 +17,5 @@ pub mod metrics;
 pub mod outbound;
 pub mod scale;
 pub mod system;
+pub mod telemetry;
 pub mod workloads;
