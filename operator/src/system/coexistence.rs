@@ -135,6 +135,7 @@ mod tests {
             replicas: 1,
             ready: 1,
             suspended: false,
+            selector: None,
             match_labels: None,
         }
     }

@@ -149,11 +149,7 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
 
 fn workload(view: &View) -> WorkloadStatus {
     let scaled = view.key.kind != WorkloadKind::CronJob;
-    WorkloadStatus {
-        kind: view.key.kind,
-        name: view.key.name.clone(),
-        replicas: scaled.then_some(view.replicas),
-    }
+    WorkloadStatus { kind: view.key.kind, name: view.key.name.clone(), replicas: scaled.then_some(view.replicas) }
 }
 
 /// Whether trading is halted. Only a halt that was proven a short time ago counts as one.

@@ -23,11 +23,7 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use kube::{
-    Api, Client, ResourceExt,
-    api::PostParams,
-    runtime::controller::Action,
-};
+use kube::{Api, Client, ResourceExt, api::PostParams, runtime::controller::Action};
 use standfast_crds::v1alpha1::{TradingHalt, TradingSystem, TradingSystemStatus};
 
 use self::{

@@ -36,10 +36,10 @@ pub(super) fn shared_workloads(
         let trades: BTreeSet<_> = trades.into_iter().map(|v| v.key).collect();
         let named = claimed(workloads, &namespace, &other.spec);
         let shared = mine.intersection(&named).chain(mine_at_all.intersection(&trades));
-        found.extend(shared.map(|key| SharedWorkload {
-            workload: format!("{} {}", key.kind, key.name),
-            other: other.name_any(),
-        }));
+        found.extend(
+            shared
+                .map(|key| SharedWorkload { workload: format!("{} {}", key.kind, key.name), other: other.name_any() }),
+        );
     }
     found.into_iter().collect()
 }

@@ -189,7 +189,9 @@ impl Surveyor {
         for (view, object) in some_at_once(reads).await {
             match object {
                 Ok(Some(object)) => {
-                    if let Some(manager) = coexistence::git_manager(object.metadata.managed_fields.as_deref().unwrap_or_default()) {
+                    if let Some(manager) =
+                        coexistence::git_manager(object.metadata.managed_fields.as_deref().unwrap_or_default())
+                    {
                         managers.entry(manager.to_owned()).or_default().push(view.key.clone());
                     }
                     labels.push((view.key.clone(), template_labels(&object)));
@@ -325,8 +327,7 @@ fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
         let Ok(call) = call else { continue };
         let Ok(url) = crate::outbound::guard::parse(&call.url) else { continue };
         let host = url[..url::Position::BeforePath].to_owned();
-        let endpoint =
-            hosts.entry(host).or_insert_with(|| Endpoint { url: call.url.clone(), needed_by: vec![] });
+        let endpoint = hosts.entry(host).or_insert_with(|| Endpoint { url: call.url.clone(), needed_by: vec![] });
         if request.under_halt && !request.best_effort {
             endpoint.needed_by.push(path);
         }

@@ -54,7 +54,9 @@ fn checks_are_looked_at_too() {
     .unwrap();
     let messages: Vec<_> = invalid(&spec).into_iter().map(|p| p.message).collect();
     assert_eq!(messages.len(), 3);
-    for (message, start) in messages.iter().zip(["checks[a].http: path", "checks[b].http.request: url", "checks[c].sql"]) {
+    for (message, start) in
+        messages.iter().zip(["checks[a].http: path", "checks[b].http.request: url", "checks[c].sql"])
+    {
         assert!(message.starts_with(&format!("spec.{start}")), "{message}");
     }
 }
