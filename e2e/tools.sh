@@ -3,7 +3,7 @@
 #
 #   tools.sh NAME...      print the path of each program, building what is missing
 #   tools.sh apt GROUP... install the Debian packages that are missing, of the groups
-#                         build, controlplane, cluster, images, lint
+#                         build, cluster, images, tests
 #   tools.sh clean        throw away everything built
 #
 # NAME is one of
@@ -189,10 +189,9 @@ tool() { # NAME: builds what is missing and prints the path
 apt_packages() { # GROUP
   case $1 in
     build) echo gcc libc6-dev make pkg-config git ca-certificates ;;
-    controlplane) echo openssl ;;
     cluster) echo debian-archive-keyring docker.io iproute2 iptables jq mmdebstrap procps python3-minimal runc socat util-linux ;;
     images) echo buildah mmdebstrap ;;
-    lint) echo shellcheck ;;
+    tests) echo postgresql python3-venv ;;
     *) die "no group of packages is called $1" ;;
   esac
 }
@@ -200,13 +199,12 @@ apt_packages() { # GROUP
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 
 apt_install() { # GROUP...
-  local group package missing=()
-  for group in "$@"; do
-    for package in $(apt_packages "$group"); do
-      dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' ||
-        missing+=("$package")
-    done
-  done
+  local group wanted present missing
+  wanted=$(for group in "$@"; do apt_packages "$group"; done | tr ' ' '\n' | sort -u)
+  # shellcheck disable=SC2086,SC2016 # a list of names; dpkg's own variables
+  present=$(dpkg-query -W -f '${Package} ${Status}\n' $wanted 2>/dev/null |
+    sed -n 's/ install ok installed$//p' | sort -u)
+  mapfile -t missing < <(comm -23 <(echo "$wanted") <(echo "$present"))
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || die "this machine has no apt-get; install yourself: ${missing[*]}"
   say "installing ${missing[*]}"
