@@ -170,6 +170,9 @@ tool() { # NAME: builds what is missing and prints the path
     node-image)
       folder=$(node_image_folder)
       once "$folder" build_node_image
+      # These are large. Others that nobody has used for two weeks are not missed.
+      touch "$folder"
+      find "$cache" -maxdepth 1 -name 'node-image-*' -mtime +14 -exec rm -rf {} +
       echo "$folder/node.tar"
       return
       ;;
