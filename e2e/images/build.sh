@@ -99,9 +99,21 @@ build_with_docker() { # NAME
   rm -f "$images/$1-$tag.tar" # of an earlier build with buildah: out of date now
 }
 
+# Packages are fetched while an image is built, maybe through a proxy whose authority
+# only this machine knows. pip is told of it for the time of the build; the images
+# themselves do not get to trust it.
+pip_configuration() {
+  local bundle=/etc/ssl/certs/ca-certificates.crt
+  [ -e "$bundle" ] || return 0
+  printf '[global]\ncert = /run/machine-authorities.crt\n' >"$images/pip.conf"
+  echo "--volume=$bundle:/run/machine-authorities.crt:ro"
+  echo "--volume=$images/pip.conf:/etc/xdg/pip/pip.conf:ro"
+}
+
 build_with_buildah() { # NAME BASE
-  local archive=$images/$1-$tag.tar
-  run_buildah build --quiet --pull-never --layers --isolation chroot --network host \
+  local archive=$images/$1-$tag.tar volumes
+  mapfile -t volumes < <(pip_configuration)
+  run_buildah build --quiet --pull-never --layers --isolation chroot --network host "${volumes[@]}" \
     --build-arg "BASE=$2" --tag "localhost/$1:$tag" "$images/context/$1"
   rm -f "$archive.partial"
   run_buildah push --quiet "localhost/$1:$tag" "docker-archive:$archive.partial:localhost/$1:$tag"
