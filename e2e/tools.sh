@@ -109,9 +109,10 @@ build_coredns() { # FOLDER
 node_image_folder() {
   local parts
   parts=$(
-    module_folder controlplane "$KUBERNETES_VERSION"
-    module_folder coredns "$COREDNS_VERSION"
-    find "$here/cluster/node" -type f | sort | xargs cat
+    basename "$(module_folder controlplane "$KUBERNETES_VERSION")"
+    basename "$(module_folder coredns "$COREDNS_VERSION")"
+    cd "$here/cluster/node"
+    find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   )
   echo "$cache/node-image-$KUBERNETES_VERSION-$NODE_DEBIAN_SUITE-$(sha256sum <<<"$parts" | cut -c1-12)"
 }
@@ -171,8 +172,8 @@ tool() { # NAME: builds what is missing and prints the path
       folder=$(node_image_folder)
       once "$folder" build_node_image
       # These are large. Others that nobody has used for two weeks are not missed.
-      touch "$folder"
-      find "$cache" -maxdepth 1 -name 'node-image-*' -mtime +14 -exec rm -rf {} +
+      touch "$folder" 2>/dev/null || true # a cache of somebody else's
+      find "$cache" -maxdepth 1 -name 'node-image-*' -mtime +14 -exec rm -rf {} + 2>/dev/null || true
       echo "$folder/node.tar"
       return
       ;;

@@ -198,6 +198,14 @@ verb=${1:-}
 case $verb in
   up | down | relay | unrelay) "$verb" "$@" ;;
   is-up) is_up ;;
-  exec) in_namespace "$@" ;;
+  exec)
+    # Only to enter the namespace takes root.
+    if [ -n "${SUDO_UID:-}" ]; then
+      in_namespace setpriv --reuid "$SUDO_UID" --regid "$SUDO_GID" --init-groups \
+        env "HOME=$(getent passwd "$SUDO_UID" | cut -d: -f6)" "$@"
+    else
+      in_namespace "$@"
+    fi
+    ;;
   *) die "usage: own-docker.sh up | is-up | down | exec COMMAND... | relay PORT | unrelay PORT" ;;
 esac

@@ -96,7 +96,7 @@ stage_binary() { # BINARY CONTEXT
 
 build_with_docker() { # NAME
   docker build --quiet --build-arg "BASE=$(published_base)" --tag "localhost/$1:$tag" "$images/context/$1"
-  rm -f "$images/$1-$tag.tar" # of an earlier build with buildah: out of date now
+  rm -f "$images/$1-$tag".tar{,.stamp} # of an earlier build with buildah: out of date now
 }
 
 # Packages are fetched while an image is built, maybe through a proxy whose authority
@@ -111,13 +111,21 @@ pip_configuration() {
 }
 
 build_with_buildah() { # NAME BASE
-  local archive=$images/$1-$tag.tar volumes
+  local archive=$images/$1-$tag.tar volumes stamp
+  # Without a daemon even a build that changes nothing copies whole file systems.
+  stamp=$(cd "$images/context/$1" && { echo "$2" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; } | sha256sum)
+  if [ -e "$archive" ] && [ "$(cat "$archive.stamp" 2>/dev/null)" = "$stamp" ]; then
+    say "$1 is up to date"
+    return
+  fi
   mapfile -t volumes < <(pip_configuration)
   run_buildah build --quiet --pull-never --layers --isolation chroot --network host "${volumes[@]}" \
     --build-arg "BASE=$2" --tag "localhost/$1:$tag" "$images/context/$1"
   rm -f "$archive.partial"
   run_buildah push --quiet "localhost/$1:$tag" "docker-archive:$archive.partial:localhost/$1:$tag"
+  rm -f "$archive.stamp"
   mv "$archive.partial" "$archive"
+  echo "$stamp" >"$archive.stamp"
 }
 
 build() { # NAME...
