@@ -5,6 +5,7 @@ pub mod cache;
 pub mod calls;
 pub mod client;
 pub mod controller;
+pub mod engine;
 pub mod held;
 pub mod leader;
 pub mod metrics;
