@@ -1,1 +1,3 @@
 //! Test clusters and the paper venue.
+
+pub mod venue;

@@ -110,6 +110,8 @@ pub struct View {
     pub ready: i32,
     /// Whether a CronJob is suspended.
     pub suspended: bool,
+    /// What selects its pods.
+    pub selector: Option<LabelSelector>,
     /// Labels of its pods, when labels alone select them.
     pub match_labels: Option<BTreeMap<String, String>>,
 }
@@ -149,6 +151,7 @@ fn scaled(kind: WorkloadKind, meta: &ObjectMeta, spec: Option<&LeanSpec>, status
         replicas: spec.and_then(|s| s.replicas).unwrap_or(0),
         ready: status.and_then(|s| s.ready_replicas).unwrap_or(0),
         suspended: false,
+        selector: spec.and_then(|s| s.selector.clone()),
         match_labels: plain_labels(spec.and_then(|s| s.selector.as_ref())),
     }
 }
@@ -179,6 +182,7 @@ impl AsView for LeanCronJob {
             replicas: 0,
             ready: 0,
             suspended: spec.and_then(|s| s.suspend).unwrap_or(false),
+            selector: None,
             match_labels: spec
                 .and_then(|s| {
                     s.job_template.as_ref()?.spec.as_ref()?.template.as_ref()?.metadata.as_ref()?.labels.clone()

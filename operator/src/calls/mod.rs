@@ -1,11 +1,21 @@
 //! Actions and reads of a TradingSystem, carried out: secrets resolved, placeholders filled, answers parsed.
 
+pub mod caller;
+pub mod decimal;
+pub mod document;
+pub mod expect;
+pub mod extract;
+pub mod secrets;
+pub mod template;
+
 use std::collections::BTreeMap;
 
 use standfast_crds::v1alpha1::{ActionState, OrderSummary, PositionSummary};
 
+pub use caller::Caller;
+
 /// One order or position that a request is about; fills `{id}`, `{symbol}` and `{quantity}`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Item {
     /// The venue's id.
     pub id: String,

@@ -3,11 +3,15 @@
 //! Everything that leaves the operator goes through [`Transport`], so that tests can put faults between. The real one
 //! ([`http::HttpTransport`]) refuses addresses that a namespace's owner has no business with ([`guard`]).
 
+pub mod connect;
+pub mod guard;
+pub mod http;
+
 use std::time::Duration;
 
+use ::http::{HeaderName, HeaderValue, Method};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method};
 
 /// A request, ready to be sent. Values of secret headers are marked sensitive and print as `Sensitive`.
 #[derive(Clone, Debug)]

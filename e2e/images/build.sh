@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Builds the images of the product and of the demo, all or those named:
+#
+#   build.sh [standfast] [standfast-paper-venue] [standfast-demo-bot]
+#
+# as localhost/NAME:dev. The binaries in target/release have to be there already.
+# Uses Docker where it works and its base image can be had, otherwise buildah, with a
+# base image made from the distribution's packages and each result as the archive
+# .work/images/NAME-dev.tar, from which `cluster.sh load` takes it. STANDFAST_DOCKER
+# decides as in cluster.sh: host is Docker, own is buildah.
+set -euo pipefail
+
+# shellcheck source=e2e/cluster/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cluster/lib.sh"
+
+images=$work/images
+binaries=${CARGO_TARGET_DIR:-$checkout/target}/release
+tag=dev
+
+# The published image of the distribution that the binaries were built on.
+published_base() {
+  # shellcheck source=/dev/null
+  (
+    source /etc/os-release
+    case $ID in
+      debian) echo "debian:$VERSION_CODENAME-slim" ;;
+      ubuntu) echo "ubuntu:$VERSION_ID" ;;
+      *)
+        say "the images are based on Debian; the binaries of $ID may need a newer C library"
+        echo debian:trixie-slim
+        ;;
+    esac
+  )
+}
+
+docker_works() {
+  local base
+  base=$(published_base)
+  command -v docker >/dev/null && timeout 20 docker info >/dev/null 2>&1 || return 1
+  docker image inspect "$base" >/dev/null 2>&1 || timeout 300 docker pull --quiet "$base" >/dev/null 2>&1
+}
+
+choose_builder() {
+  case ${STANDFAST_DOCKER:-} in
+    host) echo docker ;;
+    own) echo buildah ;;
+    '') if docker_works; then echo docker; else echo buildah; fi ;;
+    *) die "STANDFAST_DOCKER is '$STANDFAST_DOCKER'; it can be own or host" ;;
+  esac
+}
+
+# Needs no daemon and no namespaces; the storage is this checkout's own.
+run_buildah() {
+  as_root buildah --root "$images/storage" --runroot "$images/run" --storage-driver vfs "$@"
+}
+
+buildah_base() {
+  local archive base container
+  archive=$("$tools" base-image)
+  base=localhost/standfast-base:$(basename "$(dirname "$archive")")
+  if ! run_buildah inspect --type image "$base" >/dev/null 2>&1; then
+    container=$(run_buildah from scratch)
+    run_buildah add --quiet "$container" "$archive" / >/dev/null
+    run_buildah commit --quiet --rm "$container" "$base" >/dev/null
+  fi
+  echo "$base"
+}
+
+# The context of a build: the Dockerfile and what it copies, with modes that do not
+# depend on the umask of whoever checked out.
+stage() { # NAME
+  local context=$images/context/$1
+  rm -rf "$context"
+  mkdir -p "$context"
+  case $1 in
+    standfast)
+      install -m 644 "$checkout/images/standfast/Dockerfile" "$context/Dockerfile"
+      stage_binary standfast "$context"
+      ;;
+    standfast-paper-venue)
+      install -m 644 "$checkout/e2e/images/paper-venue/Dockerfile" "$context/Dockerfile"
+      stage_binary paper-venue "$context"
+      ;;
+    standfast-demo-bot)
+      cp -R "$checkout/e2e/bot/." "$context"
+      chmod -R a+rX "$context"
+      ;;
+    *) die "there is no image $1" ;;
+  esac
+}
+
+stage_binary() { # BINARY CONTEXT
+  [ -x "$binaries/$1" ] || die "$binaries/$1 is missing; \`make images\` builds it first"
+  install -m 755 "$binaries/$1" "$2/$1"
+}
+
+build_with_docker() { # NAME
+  docker build --quiet --build-arg "BASE=$(published_base)" --tag "localhost/$1:$tag" "$images/context/$1"
+  rm -f "$images/$1-$tag.tar" # of an earlier build with buildah: out of date now
+}
+
+build_with_buildah() { # NAME BASE
+  local archive=$images/$1-$tag.tar
+  run_buildah build --quiet --pull-never --layers --isolation chroot --network host \
+    --build-arg "BASE=$2" --tag "localhost/$1:$tag" "$images/context/$1"
+  rm -f "$archive.partial"
+  run_buildah push --quiet "localhost/$1:$tag" "docker-archive:$archive.partial:localhost/$1:$tag"
+  mv "$archive.partial" "$archive"
+}
+
+build() { # NAME...
+  local name builder base
+  builder=$(choose_builder)
+  if [ "$builder" = buildah ]; then
+    "$tools" apt images
+    base=$(buildah_base)
+  fi
+  for name in "$@"; do
+    stage "$name"
+    say "building localhost/$name:$tag with $builder"
+    "build_with_$builder" "$name" "${base:-}"
+  done
+}
+
+mkdir -p "$images"
+exec 9>"$images/lock"
+flock 9
+if [ $# -gt 0 ]; then
+  build "$@"
+else
+  build standfast standfast-paper-venue standfast-demo-bot
+fi

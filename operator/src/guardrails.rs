@@ -1,0 +1,346 @@
+//! The guardrails: the admission policies that hold a latch. What a cluster has is compared with the copy that the
+//! operator was built with, so that a policy that is missing or was edited is noticed.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    core::v1::Namespace,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject},
+};
+use serde_json::{Map, Value, json};
+use standfast_crds::guardrails::{LATCH_ENABLED, LATCH_LABEL, LATCH_POLICY, MANIFEST};
+use tokio::{sync::Mutex, time::Instant};
+
+/// The longest that one call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How long an answer is good.
+const KEEP: Duration = Duration::from_secs(60);
+/// How long an answer is good that is not `Intact`.
+const KEEP_BAD: Duration = Duration::from_secs(5);
+
+/// What became of the guardrails in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuardrailState {
+    /// All of them are there, as they were shipped.
+    Intact,
+    /// These are not there, as `ValidatingAdmissionPolicy/standfast-latch`.
+    Missing(Vec<String>),
+    /// These were changed, and none is missing.
+    Edited(Vec<String>),
+    /// They could not be read: why.
+    Unknown(String),
+}
+
+impl GuardrailState {
+    /// Whether everything is there as it was shipped.
+    pub fn intact(&self) -> bool {
+        *self == Self::Intact
+    }
+
+    /// Reason and message for a condition, unless everything is as it should be.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        let repair = "install the standfast-crds chart again";
+        match self {
+            Self::Intact => None,
+            Self::Missing(names) => Some(("GuardrailsMissing", format!("{} not found: {repair}", names.join(", ")))),
+            Self::Edited(names) => {
+                Some(("GuardrailsEdited", format!("{} differ from what was shipped: {repair}", names.join(", "))))
+            }
+            Self::Unknown(why) => Some(("GuardrailsUnknown", why.clone())),
+        }
+    }
+}
+
+/// One policy or binding as it was shipped.
+#[derive(Debug)]
+struct Shipped {
+    kind: &'static str,
+    name: String,
+    spec: Value,
+}
+
+impl Shipped {
+    fn resource(&self) -> ApiResource {
+        match self.kind {
+            POLICY => ApiResource::erase::<ValidatingAdmissionPolicy>(&()),
+            _ => ApiResource::erase::<ValidatingAdmissionPolicyBinding>(&()),
+        }
+    }
+}
+
+const POLICY: &str = "ValidatingAdmissionPolicy";
+const BINDING: &str = "ValidatingAdmissionPolicyBinding";
+
+static SHIPPED: LazyLock<Result<Vec<Shipped>, String>> = LazyLock::new(|| shipped(MANIFEST));
+
+fn shipped(manifest: &str) -> Result<Vec<Shipped>, String> {
+    let unreadable = |why: String| format!("the built-in guardrails cannot be read: {why}");
+    let documents: Vec<Value> = serde_saphyr::from_multiple(manifest).map_err(|e| unreadable(e.to_string()))?;
+    documents
+        .into_iter()
+        .map(|document| {
+            let kind = match document["kind"].as_str() {
+                Some(POLICY) => POLICY,
+                Some(BINDING) => BINDING,
+                other => return Err(unreadable(format!("unexpected kind {other:?}"))),
+            };
+            let name = document["metadata"]["name"].as_str().ok_or_else(|| unreadable("no name".into()))?.to_owned();
+            Ok(Shipped { kind, name, spec: normal(document["spec"].clone()) })
+        })
+        .collect()
+}
+
+/// `spec` with the defaults of the API server filled in, and without what says nothing: null, empty lists and maps.
+fn normal(mut spec: Value) -> Value {
+    if let Some(policy) = spec.as_object_mut().filter(|s| s.contains_key("matchConstraints")) {
+        default(policy, "failurePolicy", json!("Fail"));
+        if let Some(constraints) = policy.get_mut("matchConstraints").and_then(Value::as_object_mut) {
+            default(constraints, "matchPolicy", json!("Equivalent"));
+            for rules in ["resourceRules", "excludeResourceRules"] {
+                for rule in constraints.get_mut(rules).and_then(Value::as_array_mut).into_iter().flatten() {
+                    if let Some(rule) = rule.as_object_mut() {
+                        default(rule, "scope", json!("*"));
+                    }
+                }
+            }
+        }
+    }
+    prune(&mut spec);
+    spec
+}
+
+fn default(object: &mut Map<String, Value>, key: &str, value: Value) {
+    object.entry(key).or_insert(value);
+}
+
+fn prune(value: &mut Value) {
+    let says_nothing = |v: &Value| match v {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    };
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(prune),
+        Value::Object(fields) => {
+            fields.values_mut().for_each(prune);
+            fields.retain(|_, v| !says_nothing(v));
+        }
+        _ => {}
+    }
+}
+
+/// What one look at one object found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Same,
+    Gone,
+    Different,
+}
+
+/// Compares live with shipped. An object that is being deleted is as good as gone.
+fn compare(shipped: &Shipped, live: Option<&DynamicObject>) -> Look {
+    match live {
+        None => Look::Gone,
+        Some(live) if live.metadata.deletion_timestamp.is_some() => Look::Gone,
+        Some(live) if normal(live.data["spec"].clone()) == shipped.spec => Look::Same,
+        Some(_) => Look::Different,
+    }
+}
+
+fn summary(looks: impl IntoIterator<Item = (String, Look)>) -> GuardrailState {
+    let (mut gone, mut different) = (BTreeSet::new(), BTreeSet::new());
+    for (name, look) in looks {
+        match look {
+            Look::Same => {}
+            Look::Gone => drop(gone.insert(name)),
+            Look::Different => drop(different.insert(name)),
+        }
+    }
+    match (gone.is_empty(), different.is_empty()) {
+        (true, true) => GuardrailState::Intact,
+        (true, false) => GuardrailState::Edited(different.into_iter().collect()),
+        (false, _) => GuardrailState::Missing(gone.into_iter().collect()),
+    }
+}
+
+async fn look(client: &Client, expected: &Shipped) -> Result<(String, Look), String> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &expected.resource());
+    let label = format!("{}/{}", expected.kind, expected.name);
+    match tokio::time::timeout(DEADLINE, api.get_opt(&expected.name)).await {
+        Ok(Ok(live)) => Ok((label, compare(expected, live.as_ref()))),
+        Ok(Err(error)) => Err(format!("reading {label}: {error}")),
+        Err(_) => Err(format!("reading {label}: no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
+/// Reads all policies and bindings live and compares them with the built-in copy.
+pub async fn inspect(client: &Client) -> GuardrailState {
+    let shipped = match &*SHIPPED {
+        Ok(shipped) => shipped,
+        Err(error) => return GuardrailState::Unknown(error.clone()),
+    };
+    let looks: Vec<_> = shipped.iter().map(|expected| look(client, expected)).collect();
+    let looks: Vec<_> = stream::iter(looks).buffer_unordered(6).collect().await;
+    let mut unread = None;
+    let mut read = vec![];
+    for look in looks {
+        match look {
+            Ok(look) => read.push(look),
+            Err(error) => unread = Some(error),
+        }
+    }
+    // What is certainly wrong is said even when something else could not be read.
+    match (summary(read), unread) {
+        (GuardrailState::Intact, Some(error)) => GuardrailState::Unknown(error),
+        (state, _) => state,
+    }
+}
+
+/// Whether latches work in the namespace: whether it carries the label `standfast.dev/latch=enabled`.
+pub async fn namespace_enabled(client: &Client, namespace: &str) -> Result<bool, String> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    match tokio::time::timeout(DEADLINE, api.get_metadata(namespace)).await {
+        Ok(Ok(meta)) => Ok(meta.labels().get(LATCH_LABEL).is_some_and(|v| v == LATCH_ENABLED)),
+        Ok(Err(error)) => Err(format!("reading Namespace {namespace}: {error}")),
+        Err(_) => Err(format!("reading Namespace {namespace}: no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
+/// Whether the latch policy leaves this namespace out, whatever labels it has.
+pub fn namespace_excluded(namespace: &str) -> bool {
+    let policy = SHIPPED.iter().flatten().find(|s| s.kind == POLICY && s.name == LATCH_POLICY);
+    let expressions =
+        policy.and_then(|p| p.spec["matchConstraints"]["namespaceSelector"]["matchExpressions"].as_array());
+    expressions.into_iter().flatten().any(|e| {
+        e["key"] == "kubernetes.io/metadata.name"
+            && e["operator"] == "NotIn"
+            && e["values"].as_array().is_some_and(|v| v.iter().any(|v| v == namespace))
+    })
+}
+
+/// The state of the guardrails, read again at most once a minute (every 5 s while something is wrong). Cheap to clone.
+#[derive(Clone)]
+pub struct Guardrails {
+    client: Client,
+    last: Arc<Mutex<Option<(Instant, GuardrailState)>>>,
+}
+
+impl Guardrails {
+    /// Reads with this client.
+    pub fn new(client: Client) -> Self {
+        Self { client, last: Arc::default() }
+    }
+
+    /// The state, at most a minute old.
+    pub async fn state(&self) -> GuardrailState {
+        // Held while reading, so that many askers cause one read.
+        let mut last = self.last.lock().await;
+        if let Some((at, state)) = &*last {
+            let keep = if state.intact() { KEEP } else { KEEP_BAD };
+            if at.elapsed() < keep {
+                return state.clone();
+            }
+        }
+        let state = inspect(&self.client).await;
+        *last = Some((Instant::now(), state.clone()));
+        state
+    }
+
+    /// The state as it is now: for decisions that cannot be taken back.
+    pub async fn fresh(&self) -> GuardrailState {
+        let state = inspect(&self.client).await;
+        *self.last.lock().await = Some((Instant::now(), state.clone()));
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn live(spec: Value) -> DynamicObject {
+        let mut object = DynamicObject::new("standfast-latch", &ApiResource::erase::<ValidatingAdmissionPolicy>(&()));
+        object.data = json!({ "spec": spec });
+        object
+    }
+
+    fn latch() -> &'static Shipped {
+        SHIPPED.as_ref().unwrap().iter().find(|s| s.kind == POLICY && s.name == LATCH_POLICY).unwrap()
+    }
+
+    fn binding() -> &'static Shipped {
+        SHIPPED.as_ref().unwrap().iter().find(|s| s.kind == BINDING && s.name == LATCH_POLICY).unwrap()
+    }
+
+    #[test]
+    fn every_policy_that_is_shipped_has_a_binding() {
+        let all = SHIPPED.as_ref().unwrap();
+        let names = |kind| all.iter().filter(|s| s.kind == kind).map(|s| s.name.as_str()).collect::<BTreeSet<_>>();
+        assert!(!names(POLICY).is_empty());
+        assert_eq!(names(POLICY), names(BINDING));
+    }
+
+    #[test]
+    fn what_reads_back_with_defaults_is_the_same() {
+        let mut spec = latch().spec.clone();
+        spec["matchConditions"] = json!([]);
+        spec["matchConstraints"]["objectSelector"] = json!({});
+        spec["matchConstraints"]["excludeResourceRules"] = Value::Null;
+        assert_eq!(compare(latch(), Some(&live(spec))), Look::Same);
+        let mut spec = latch().spec.clone();
+        spec.as_object_mut().unwrap().remove("failurePolicy");
+        assert_eq!(compare(latch(), Some(&live(spec))), Look::Same);
+    }
+
+    #[rstest]
+    #[case::gone_soft("/failurePolicy", json!("Ignore"))]
+    #[case::condition_added("/matchConditions", json!([{"name": "never", "expression": "false"}]))]
+    #[case::rules_excluded("/matchConstraints/excludeResourceRules", json!([{"apiGroups": ["*"]}]))]
+    #[case::objects_excluded("/matchConstraints/objectSelector", json!({"matchLabels": {"a": "b"}}))]
+    #[case::expression("/validations/0/expression", json!("true"))]
+    #[case::unknown_field("/somethingNew", json!("x"))]
+    fn an_edit_of_the_policy_is_seen(#[case] at: &str, #[case] value: Value) {
+        let mut spec = latch().spec.clone();
+        let (parent, field) = at.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap().as_object_mut().unwrap().insert(field.into(), value);
+        assert_eq!(compare(latch(), Some(&live(spec))), Look::Different);
+    }
+
+    #[rstest]
+    #[case::warn_only("/validationActions", json!(["Warn"]))]
+    #[case::other_parameters("/paramRef", json!({"name": "x", "parameterNotFoundAction": "Allow"}))]
+    #[case::some_namespaces("/matchResources", json!({"namespaceSelector": {"matchLabels": {"a": "b"}}}))]
+    fn an_edit_of_the_binding_is_seen(#[case] at: &str, #[case] value: Value) {
+        let mut spec = binding().spec.clone();
+        spec.as_object_mut().unwrap().insert(at[1..].into(), value);
+        assert_eq!(compare(binding(), Some(&live(spec))), Look::Different);
+    }
+
+    #[test]
+    fn what_is_missing_wins_over_what_was_edited() {
+        assert_eq!(compare(latch(), None), Look::Gone);
+        let looks = [("a".into(), Look::Different), ("b".into(), Look::Gone), ("c".into(), Look::Same)];
+        assert_eq!(summary(looks), GuardrailState::Missing(vec!["b".into()]));
+        assert_eq!(summary([("a".into(), Look::Different)]), GuardrailState::Edited(vec!["a".into()]));
+        assert_eq!(summary([("a".into(), Look::Same)]), GuardrailState::Intact);
+    }
+
+    #[rstest]
+    #[case("kube-system", true)]
+    #[case("trading", false)]
+    fn some_namespaces_are_left_out(#[case] namespace: &str, #[case] excluded: bool) {
+        assert_eq!(namespace_excluded(namespace), excluded);
+    }
+}

@@ -1,0 +1,342 @@
+//! Carries out what was decided, everything in parallel, and tells what came back.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures::{StreamExt, stream};
+use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use standfast_crds::v1alpha1::{
+    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, TradingHalt, TradingHaltStatus, TradingSystem, Venue,
+    shorten,
+};
+
+use super::{HaltReconciler, decide::Effect, latch};
+use crate::{
+    calls::{Item, Outcome},
+    outbound::{Call, CallError},
+    scale::{FIELD_MANAGER, ScaleError, Size},
+    workloads::Key,
+};
+
+/// How many effects of one halt are under way at the same time.
+const PARALLEL: usize = 128;
+/// Time that an effect may take at most, whatever its request allows: leadership must be valid for longer, so that two
+/// leaders never act at the same time.
+pub const EFFECT_DEADLINE: Duration = Duration::from_secs(4);
+
+/// What came back of one effect.
+pub struct Done {
+    /// The entry of `status.actions` that it belongs to.
+    pub name: String,
+    /// When it was begun.
+    pub begun: Timestamp,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Requests that were made ready before they are needed: secrets read, placeholders filled.
+pub type Ready = HashMap<String, Result<Call, CallError>>;
+
+/// Name of an effect in `status.actions`.
+pub fn name(effect: &Effect) -> String {
+    match effect {
+        Effect::WriteLatch => "latch".into(),
+        Effect::Stop(..) => SCALE.into(),
+        Effect::SuspendJob(_) => "suspendJobs".into(),
+        Effect::CancelAll(venue, n) => format!("{venue}/cancelOrders/{n}"),
+        Effect::CancelOne(venue, _) | Effect::CancelListed(venue) => format!("{venue}/cancelOrder"),
+        Effect::Suspend(venue, n) => format!("{venue}/suspendTrading/{n}"),
+        Effect::ApplicationHalt => "applicationHalt".into(),
+        Effect::CloseAll(venue, n) => format!("{venue}/closePositions/{n}"),
+        Effect::CloseOne(venue, _) => format!("{venue}/closePosition"),
+    }
+}
+
+/// Name of the action that stops workloads.
+pub const SCALE: &str = "scaleWorkloads";
+
+/// Whether an effect cancels orders.
+pub fn cancels(effect: &Effect) -> bool {
+    matches!(effect, Effect::CancelAll(..) | Effect::CancelOne(..) | Effect::CancelListed(_))
+}
+
+/// How often closing was intended at a venue.
+pub fn close_attempts(status: &TradingHaltStatus, venue: &str) -> i64 {
+    let prefix = format!("{venue}/closePosition");
+    status.actions.iter().filter(|a| a.name.starts_with(&prefix)).map(|a| a.attempts).sum()
+}
+
+/// Takes note of an intent.
+pub fn intend(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp) {
+    let action = entry(status, &name(effect));
+    action.state = ActionState::Intended;
+    action.attempts += 1;
+    action.last_attempt_at = Some(MicroTime(now));
+    action.message = None;
+}
+
+/// Takes note of what came back. Effects of one action are told as one: the worst of them, and how many.
+pub fn note(status: &mut TradingHaltStatus, results: &[Done], intended: bool) {
+    let mut names: Vec<_> = results.iter().map(|r| r.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let these: Vec<_> = results.iter().filter(|r| r.name == name).collect();
+        let rank = |s: ActionState| match s {
+            ActionState::Done => 0,
+            ActionState::Intended => 1,
+            ActionState::Unknown => 2,
+            ActionState::Failed => 3,
+        };
+        let Some(worst) = these.iter().max_by_key(|r| rank(r.outcome.state)) else { continue };
+        let bad = these.iter().filter(|r| r.outcome.state != ActionState::Done).count();
+        let message = match (these.len(), bad) {
+            (1, _) => worst.outcome.message.clone(),
+            (all, 0) => format!("{all} done"),
+            (all, bad) => format!("{bad} of {all} not done: {}", worst.outcome.message),
+        };
+        let action = entry(status, name);
+        action.state = worst.outcome.state;
+        action.attempts += i64::from(!intended);
+        action.last_attempt_at = Some(MicroTime(worst.begun));
+        action.message = Some(shorten(&message));
+    }
+}
+
+fn entry<'a>(status: &'a mut TradingHaltStatus, name: &str) -> &'a mut ActionStatus {
+    let at = match status.actions.iter().position(|a| a.name == name) {
+        Some(at) => at,
+        None => {
+            status.actions.push(ActionStatus { name: name.into(), ..ActionStatus::default() });
+            status.actions.len() - 1
+        }
+    };
+    &mut status.actions[at]
+}
+
+impl HaltReconciler {
+    /// Makes the requests of the first wave ready, so that no secret has to be read between the commit and the cancel.
+    pub(super) async fn ready(&self, namespace: &str, system: &TradingSystem, effects: &[Effect]) -> Ready {
+        let (mut names, mut requests) = (vec![], vec![]);
+        for effect in effects {
+            let request = match effect {
+                Effect::CancelAll(venue, n) => {
+                    action(system, venue, |v| v.cancel_orders.get(*n)).and_then(|a| a.http.as_ref())
+                }
+                Effect::Suspend(venue, n) => {
+                    action(system, venue, |v| v.suspend_trading.get(*n)).and_then(|a| a.http.as_ref())
+                }
+                Effect::ApplicationHalt => system.spec.application_halt.as_ref().map(|a| &a.request),
+                _ => None,
+            };
+            if let Some(request) = request {
+                names.push(name(effect));
+                requests.push(request);
+            }
+        }
+        names.into_iter().zip(self.caller.prefetch(namespace, &requests).await).collect()
+    }
+
+    /// Carries out `effects`. Each is begun only while leadership is sure to last until its end.
+    pub(super) async fn act(
+        &self,
+        halt: &TradingHalt,
+        status: &TradingHaltStatus,
+        system: Option<&TradingSystem>,
+        effects: Vec<Effect>,
+        mut ready: Ready,
+    ) -> Vec<Done> {
+        let work = effects.into_iter().map(|effect| {
+            let prepared = ready.remove(&name(&effect));
+            async move {
+                let (name, begun) = (name(&effect), Timestamp::now());
+                let outcome = match self.leadership.check(EFFECT_DEADLINE) {
+                    Ok(()) => self.effect(halt, status, system, effect, prepared).await,
+                    Err(lost) => failed(format!("not begun: {lost}")),
+                };
+                Done { name, begun, outcome }
+            }
+        });
+        let work: Vec<_> = work.collect();
+        stream::iter(work).buffer_unordered(PARALLEL).collect().await
+    }
+
+    async fn effect(
+        &self,
+        halt: &TradingHalt,
+        status: &TradingHaltStatus,
+        system: Option<&TradingSystem>,
+        effect: Effect,
+        prepared: Option<Result<Call, CallError>>,
+    ) -> Outcome {
+        let namespace = halt.namespace().unwrap_or_default();
+        match &effect {
+            Effect::WriteLatch => {
+                let data = latch::data(halt, &status.workloads);
+                let written = self.latches.write(&namespace, &latch::name(&halt.name_any()), data).await;
+                written.map_or_else(failed, |()| done("written"))
+            }
+            Effect::Stop(key, size) => self.stop(key, *size).await,
+            Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
+            Effect::ApplicationHalt => {
+                self.send(
+                    &namespace,
+                    system.and_then(|s| s.spec.application_halt.as_ref()).map(|a| &a.request),
+                    None,
+                    prepared,
+                )
+                .await
+            }
+            Effect::CancelAll(venue, n) => {
+                let action = system.and_then(|s| action(s, venue, |v| v.cancel_orders.get(*n)));
+                self.perform(halt, status, &effect, action, prepared).await
+            }
+            Effect::Suspend(venue, n) => {
+                let action = system.and_then(|s| action(s, venue, |v| v.suspend_trading.get(*n)));
+                self.perform(halt, status, &effect, action, prepared).await
+            }
+            Effect::CloseAll(venue, n) => {
+                let action = system.and_then(|s| action(s, venue, |v| v.close_positions.get(*n)));
+                self.perform(halt, status, &effect, action, prepared).await
+            }
+            Effect::CancelOne(venue, item) => {
+                let request = system.and_then(|s| find(s, venue)?.cancel_order.as_ref()).map(|a| &a.http);
+                self.send(&namespace, request, Some(item), prepared).await
+            }
+            Effect::CloseOne(venue, item) => {
+                let request = system.and_then(|s| find(s, venue)?.close_position.as_ref()).map(|a| &a.http);
+                self.send(&namespace, request, Some(item), prepared).await
+            }
+            Effect::CancelListed(venue) => match system.and_then(|s| find(s, venue)) {
+                Some(venue) => self.cancel_listed(&namespace, halt, venue).await,
+                None => failed(format!("venue {venue} is not in the TradingSystem any more")),
+            },
+        }
+    }
+
+    async fn perform(
+        &self,
+        halt: &TradingHalt,
+        status: &TradingHaltStatus,
+        effect: &Effect,
+        action: Option<&Action>,
+        prepared: Option<Result<Call, CallError>>,
+    ) -> Outcome {
+        match action {
+            Some(Action { job: Some(job), .. }) => self.job_action(halt, status, &name(effect), job).await,
+            Some(action) => {
+                self.send(&halt.namespace().unwrap_or_default(), action.http.as_ref(), None, prepared).await
+            }
+            None => failed(format!("{} is not in the TradingSystem any more", name(effect))),
+        }
+    }
+
+    async fn send(
+        &self,
+        namespace: &str,
+        request: Option<&HttpRequest>,
+        item: Option<&Item>,
+        prepared: Option<Result<Call, CallError>>,
+    ) -> Outcome {
+        let Some(request) = request else { return failed("the request is not in the TradingSystem any more".into()) };
+        let call = match prepared {
+            // A secret that was missing a moment ago may be there now.
+            Some(Ok(call)) => Ok(call),
+            Some(Err(_)) | None => self.caller.prepare(namespace, request, item).await,
+        };
+        match call {
+            Ok(mut call) => {
+                call.timeout = call.timeout.min(EFFECT_DEADLINE);
+                self.caller.perform(call).await
+            }
+            Err(error) => failed(error.to_string()),
+        }
+    }
+
+    /// Orders that guard no position, found and cancelled one by one.
+    async fn cancel_listed(&self, namespace: &str, halt: &TradingHalt, venue: &Venue) -> Outcome {
+        let Some(cancel) = &venue.cancel_order else { return failed("there is no cancelOrder".into()) };
+        let (mut sent, mut bad) = (0, None);
+        for read in venue.open_orders.iter().filter(|r| r.http.is_some()) {
+            let orders = match self.caller.read_orders(namespace, read).await {
+                Ok(orders) => orders,
+                Err(error) => return failed(error.0),
+            };
+            let protective = halt.spec.orders.cancel == CancelOrders::NonProtective;
+            let items = orders.orders.iter().filter(|o| !(protective && o.protective)).map(|o| Item {
+                id: o.summary.id.clone().unwrap_or_default(),
+                symbol: o.summary.symbol.clone().unwrap_or_default(),
+                quantity: o.summary.quantity.clone().unwrap_or_default(),
+            });
+            let outcomes: Vec<_> = stream::iter(items.collect::<Vec<_>>())
+                .map(|item| async move { self.send(namespace, Some(&cancel.http), Some(&item), None).await })
+                .buffer_unordered(16)
+                .collect()
+                .await;
+            sent += outcomes.len();
+            bad = bad.or(outcomes.into_iter().find(|o| o.state != ActionState::Done));
+        }
+        bad.unwrap_or_else(|| done(&format!("{sent} orders were asked to be cancelled")))
+    }
+
+    /// Stops a workload. Its size may have changed since it was seen: then the live one is taken.
+    async fn stop(&self, key: &Key, mut from: Size) -> Outcome {
+        for _ in 0..5 {
+            match self.scaler.stop(key, from).await {
+                Ok(()) => return done("stopped"),
+                Err(ScaleError::NotFound(_)) => return done("there is no such workload"),
+                Err(ScaleError::Moved(_)) => match self.scaler.read(key).await {
+                    Ok((size, _)) if size == Size::stopped(key.kind) => return done("stopped already"),
+                    Ok((size, _)) => from = size,
+                    Err(ScaleError::NotFound(_)) => return done("there is no such workload"),
+                    Err(error) => return failed(error.to_string()),
+                },
+                Err(error @ ScaleError::Failed(..)) => return unknown(error.to_string()),
+                Err(error) => return failed(error.to_string()),
+            }
+        }
+        failed(format!("{key} changes faster than it can be stopped; it is tried again"))
+    }
+
+    async fn suspend_job(&self, namespace: &str, name: &str) -> Outcome {
+        let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let patch = Patch::Merge(json!({"spec": {"suspend": true}}));
+        match tokio::time::timeout(EFFECT_DEADLINE, api.patch(name, &params, &patch)).await {
+            Ok(Ok(_)) => done("suspended"),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => done("there is no such Job"),
+            Ok(Err(error)) => unknown(format!("suspending Job {namespace}/{name}: {error}")),
+            Err(_) => {
+                unknown(format!("suspending Job {namespace}/{name}: no answer within {} s", EFFECT_DEADLINE.as_secs()))
+            }
+        }
+    }
+}
+
+fn find<'a>(system: &'a TradingSystem, venue: &str) -> Option<&'a Venue> {
+    system.spec.venues.iter().find(|v| v.name == venue)
+}
+
+fn action<'a>(
+    system: &'a TradingSystem,
+    venue: &str,
+    pick: impl Fn(&'a Venue) -> Option<&'a Action>,
+) -> Option<&'a Action> {
+    find(system, venue).and_then(pick)
+}
+
+fn done(message: &str) -> Outcome {
+    Outcome { state: ActionState::Done, message: message.into() }
+}
+
+pub(super) fn failed(message: String) -> Outcome {
+    Outcome { state: ActionState::Failed, message }
+}
+
+fn unknown(message: String) -> Outcome {
+    Outcome { state: ActionState::Unknown, message }
+}

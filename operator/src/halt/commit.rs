@@ -1,0 +1,220 @@
+//! First sight of a halt: one status write that commits to the latch and records what will be done, then everything at
+//! once.
+
+use futures::future::join_all;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use kube::{Api, ResourceExt, runtime::controller::Action};
+use standfast_crds::v1alpha1::{
+    ActionState, Evidence, HaltPhase, Latch, TradingHalt, TradingHaltStatus, TradingSystem, VenueStatus,
+    halt_conditions as c, set_condition, shorten,
+};
+use tokio::time::Instant;
+
+use super::{
+    HaltReconciler, act,
+    act::EFFECT_DEADLINE,
+    baseline,
+    decide::{self, Effect},
+    evidence, latch,
+    memory::{Memory, Retry},
+    observe,
+    record::{self, WriteError},
+};
+use crate::controller::Failure;
+
+/// The most workloads that one halt can hold.
+const WORKLOAD_LIMIT: usize = 1000;
+
+impl HaltReconciler {
+    /// The TradingSystem of a halt: from the cache, or live if the cache does not have it yet.
+    pub(super) async fn system(&self, halt: &TradingHalt) -> Result<TradingSystem, String> {
+        let namespace = halt.namespace().unwrap_or_default();
+        let name = &halt.spec.system_ref.name;
+        if let Some(system) = self.systems.read(&namespace, name) {
+            return Ok(system);
+        }
+        let api: Api<TradingSystem> = Api::namespaced(self.client.clone(), &namespace);
+        match tokio::time::timeout(EFFECT_DEADLINE, api.get_opt(name)).await {
+            Ok(Ok(Some(system))) => Ok(system),
+            Ok(Ok(None)) => {
+                let names = self.systems.some_names(&namespace);
+                let there =
+                    if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
+                Err(format!("TradingSystem {name} not found in namespace {namespace}: {there}"))
+            }
+            Ok(Err(error)) => Err(format!("TradingSystem {namespace}/{name} could not be read: {error}")),
+            Err(_) => Err(format!("TradingSystem {namespace}/{name} could not be read: no answer")),
+        }
+    }
+
+    /// Commits a halt and starts the first wave.
+    pub(super) async fn commit(&self, halt: &TradingHalt) -> Result<Action, Failure> {
+        let namespace = halt.namespace().unwrap_or_default();
+        let uid = halt.uid().unwrap_or_default();
+        let system = match self.system(halt).await {
+            Ok(system) => system,
+            Err(why) => return self.pending(halt, why).await,
+        };
+        let policy = &system.spec.halt_policy;
+        // Read before the registry is asked: see `baseline`.
+        let (mut views, missing) = self.workloads.trading(&namespace, &system.spec.workloads);
+        views.truncate(WORKLOAD_LIMIT);
+        let halts = self.halts.read_namespace(&namespace);
+        let resumes = self.resumes.read_namespace(&namespace);
+        let workloads = baseline::records(&views, &uid, &self.registry, &halts, &resumes);
+
+        let venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
+        let active = self.active(&namespace, &workloads);
+        let application = system.spec.application_halt.is_some();
+        let effects = decide::first_wave(&halt.spec, policy, active, &venues, application);
+
+        let now = Timestamp::now();
+        let mut status = TradingHaltStatus {
+            observed_generation: halt.metadata.generation,
+            phase: HaltPhase::Fencing,
+            latch: Some(Latch { held: true, config_map: latch::name(&halt.name_any()) }),
+            system_uid: system.uid(),
+            workloads,
+            venues: venues
+                .iter()
+                .map(|(name, _)| VenueStatus { name: name.clone(), ..VenueStatus::default() })
+                .collect(),
+            evidence: Evidence {
+                requested_by: halt.spec.requested_by.clone().unwrap_or_else(|| "not recorded".into()),
+                previous_sha256: evidence::head(&halts, &halt.spec.system_ref.name, Some(&uid)),
+                ..Evidence::default()
+            },
+            ..TradingHaltStatus::default()
+        };
+        status.times.requested_at = halt.metadata.creation_timestamp.as_ref().map(|t| MicroTime(t.0));
+        status.times.committed_at = Some(MicroTime(now));
+        for effect in &effects {
+            if !status.actions.iter().any(|a| a.name == act::name(effect)) {
+                act::intend(&mut status, effect, now);
+            }
+        }
+        let asked = format!(
+            "{}; requested by {}; orders {:?}, positions {:?}",
+            halt.spec.reason, status.evidence.requested_by, halt.spec.orders.cancel, halt.spec.positions.action
+        );
+        evidence::append(&mut status.evidence, now, "Committed", &asked, false);
+        for type_ in
+            [c::LATCHED, c::WORKLOADS_STOPPED, c::ORDERS_CANCELLED, c::POSITIONS_CLOSED, c::VERIFIED, c::HALTED]
+        {
+            let message = missing.first().cloned().unwrap_or_else(|| "not read back yet".into());
+            set_condition(
+                &mut status.conditions,
+                now,
+                halt.metadata.generation,
+                (type_, "Unknown", "Fencing"),
+                message,
+            );
+        }
+        record::kstatus(&mut status, halt.metadata.generation, now);
+
+        // Secrets are read while the commit is written.
+        let (written, ready) = tokio::join!(self.write(halt, status), self.ready(&namespace, &system, &effects));
+        let committed = match written {
+            Ok(committed) => committed,
+            Err(WriteError::Failed(failure)) => return Err(failure),
+            Err(WriteError::Conflict) => return Ok(Action::requeue(std::time::Duration::ZERO)),
+            Err(WriteError::Gone) => return Ok(Action::await_change()),
+        };
+        let status = committed.status.clone().unwrap_or_default();
+        self.registry.commit(&uid, &halt.name_any(), &namespace, &status.workloads);
+        self.event(&committed, "Committed", &asked);
+        let started = Instant::now();
+        let mut memory = Memory::new(started);
+        note_begun(&mut memory, &effects, started);
+
+        let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);
+        let reads = join_all(system.spec.venues.iter().map(|v| self.read_before(&namespace, &committed, v)));
+        let (results, before) = tokio::join!(self.act(&committed, &status, Some(&system), effects, ready), reads);
+        let mut status = status;
+        for (venue, (orders, positions)) in status.venues.iter_mut().zip(before) {
+            (venue.orders_before, venue.positions_before) = (orders, positions);
+        }
+        act::note(&mut status, &results, true);
+        self.note_wave(&mut memory, &mut status, &results, first_cancel, started);
+        self.keep(&uid, memory);
+        self.settle(self.write(&committed, status).await)?;
+        Ok(Action::requeue(self.pace))
+    }
+
+    /// Takes note of what a wave achieved.
+    pub(super) fn note_wave(
+        &self,
+        memory: &mut Memory,
+        status: &mut TradingHaltStatus,
+        results: &[act::Done],
+        first_cancel: Option<Timestamp>,
+        started: Instant,
+    ) {
+        let now = Timestamp::now();
+        if let (Some(at), None) = (first_cancel, &status.times.first_cancel_sent_at) {
+            status.times.first_cancel_sent_at = Some(MicroTime(at));
+            evidence::append(
+                &mut status.evidence,
+                at,
+                "CancelSent",
+                "the first cancel was handed to the network",
+                false,
+            );
+            if let Some(committed) = &status.times.committed_at {
+                self.metrics.commit_to_cancel(at.duration_since(committed.0).unsigned_abs());
+            }
+        }
+        let stops: Vec<_> = results.iter().filter(|r| r.name == act::SCALE).collect();
+        let all_stopped = stops.iter().all(|r| r.outcome.state == ActionState::Done);
+        if status.times.scaled_at.is_none() && all_stopped {
+            status.times.scaled_at = Some(MicroTime(now));
+            self.metrics.commit_to_scaled(started.elapsed());
+            let message = format!("{} workloads were asked to go to zero", stops.len());
+            evidence::append(&mut status.evidence, now, "WorkloadsScaled", &message, false);
+        }
+        for venue in &status.venues {
+            let suspends: Vec<_> =
+                results.iter().filter(|r| r.name.starts_with(&format!("{}/suspendTrading/", venue.name))).collect();
+            if !suspends.is_empty() {
+                let answered = suspends.iter().all(|r| r.outcome.state == ActionState::Done);
+                memory.venues.entry(venue.name.clone()).or_default().suspended = answered;
+            }
+        }
+        if let Some(result) = results.iter().find(|r| r.name == "applicationHalt") {
+            let attempts = memory.application.map_or(0, |r| r.attempts) + 1;
+            let again = result.outcome.state != ActionState::Done && attempts < 5;
+            let at = Instant::now() + std::time::Duration::from_secs(2 << attempts);
+            memory.application = again.then_some(Retry { at, attempts });
+        }
+    }
+
+    async fn pending(&self, halt: &TradingHalt, why: String) -> Result<Action, Failure> {
+        let old = halt.status.clone().unwrap_or_default();
+        let (mut status, now, generation) = (old.clone(), Timestamp::now(), halt.metadata.generation);
+        status.observed_generation = generation;
+        set_condition(&mut status.conditions, now, generation, (c::HALTED, "False", "SystemNotFound"), shorten(&why));
+        record::kstatus(&mut status, generation, now);
+        set_condition(&mut status.conditions, now, generation, (c::STALLED, "True", "SystemNotFound"), shorten(&why));
+        if record::differs(&old, &status) {
+            self.settle(self.write(halt, status).await)?;
+            self.event(halt, "SystemNotFound", &why);
+        }
+        // The trigger of a new TradingSystem comes sooner.
+        Ok(Action::requeue(std::time::Duration::from_secs(5)))
+    }
+}
+
+/// Remembers when cancels of all orders were begun.
+pub(super) fn note_begun(memory: &mut Memory, effects: &[Effect], now: Instant) {
+    for effect in effects {
+        match effect {
+            Effect::CancelAll(venue, _) => {
+                memory.venues.entry(venue.clone()).or_default().cancel_begun = Some(now);
+            }
+            Effect::CloseAll(..) | Effect::CloseOne(..) => {
+                memory.closing_since.get_or_insert(now);
+            }
+            _ => {}
+        }
+    }
+}

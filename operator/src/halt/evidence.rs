@@ -1,0 +1,100 @@
+//! The evidence of a halt: an append-only chain of hashes in its status.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use standfast_crds::v1alpha1::{Evidence, EvidenceEntry, TradingHalt, shorten};
+
+/// How many entries a status holds. The last two are kept free for the release.
+pub const ENTRY_LIMIT: usize = 200;
+
+/// Hash of one entry and of the one before it: SHA-256 over the RFC 8785 JSON of
+/// `{previousSha256, at, event, message}`, in hexadecimal.
+pub fn hash(previous: Option<&str>, at: &MicroTime, event: &str, message: &str) -> String {
+    let entry = json!({"previousSha256": previous, "at": at, "event": event, "message": message});
+    // Canonical JSON of strings cannot fail; an empty text would make the chain fail to verify, which is right.
+    let text = serde_jcs::to_string(&entry).unwrap_or_default();
+    Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Appends an entry. Without room it is only counted, unless it is the `last` one.
+pub fn append(evidence: &mut Evidence, now: Timestamp, event: &str, message: &str, last: bool) {
+    if evidence.entries.len() >= if last { ENTRY_LIMIT } else { ENTRY_LIMIT - 2 } {
+        evidence.dropped += 1;
+        return;
+    }
+    let (at, message) = (MicroTime(now), shorten(message));
+    let previous = evidence.sha256.as_deref().or(evidence.previous_sha256.as_deref());
+    let sha256 = hash(previous, &at, event, &message);
+    evidence.sha256 = Some(sha256.clone());
+    evidence.entries.push(EvidenceEntry { at, event: event.into(), message, sha256 });
+}
+
+/// Whether every entry fits the one before it, and the head is the last one.
+pub fn verify(evidence: &Evidence) -> Result<(), String> {
+    let mut previous = evidence.previous_sha256.clone();
+    for (index, entry) in evidence.entries.iter().enumerate() {
+        let expected = hash(previous.as_deref(), &entry.at, &entry.event, &entry.message);
+        if expected != entry.sha256 {
+            return Err(format!("entry {index} ({}) was changed after it was written", entry.event));
+        }
+        previous = Some(expected);
+    }
+    if !evidence.entries.is_empty() && evidence.sha256 != previous {
+        return Err("the head of the chain is not its last entry".into());
+    }
+    Ok(())
+}
+
+/// Head of the chain of the system's newest other halt: what a new halt continues.
+pub fn head(halts: &[TradingHalt], system: &str, but: Option<&str>) -> Option<String> {
+    halts
+        .iter()
+        .filter(|h| h.spec.system_ref.name == system && h.metadata.uid.as_deref() != but)
+        .filter_map(|h| {
+            let status = h.status.as_ref()?;
+            Some((status.times.committed_at.as_ref()?.0, status.evidence.sha256.clone()?))
+        })
+        .max()
+        .map(|(_, sha256)| sha256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(entries: usize) -> Evidence {
+        let mut evidence = Evidence { previous_sha256: Some("ab".into()), ..Evidence::default() };
+        for n in 0..entries {
+            append(&mut evidence, Timestamp::from_second(n as i64).unwrap(), "Tested", &format!("entry {n}"), false);
+        }
+        evidence
+    }
+
+    #[test]
+    fn s0_35_a_changed_entry_breaks_the_chain() {
+        let evidence = chain(4);
+        assert_eq!(verify(&evidence), Ok(()));
+        for n in 0..4 {
+            let mut forged = evidence.clone();
+            forged.entries[n].message.push('!');
+            assert!(verify(&forged).is_err(), "entry {n}");
+            let mut cut = evidence.clone();
+            cut.entries.remove(n);
+            assert!(verify(&cut).is_err(), "without entry {n}");
+        }
+        let mut other = evidence;
+        other.previous_sha256 = None;
+        assert!(verify(&other).is_err(), "the chain of the halt before is part of it");
+    }
+
+    #[test]
+    fn a_full_chain_counts_what_it_drops_and_keeps_room_for_the_release() {
+        let mut evidence = chain(ENTRY_LIMIT + 5);
+        assert_eq!((evidence.entries.len(), evidence.dropped), (ENTRY_LIMIT - 2, 7));
+        append(&mut evidence, Timestamp::UNIX_EPOCH, "ReleaseIntended", "by x", true);
+        append(&mut evidence, Timestamp::UNIX_EPOCH, "Released", "by x", true);
+        assert_eq!(evidence.entries.len(), ENTRY_LIMIT);
+        assert_eq!(verify(&evidence), Ok(()));
+    }
+}

@@ -1,0 +1,204 @@
+//! The latch: a ConfigMap that admission policies read, so that it holds without the operator.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, PostParams, Preconditions},
+};
+use standfast_crds::{
+    guardrails::{LATCH_HELD, LATCH_LABEL, LATCH_POLICY},
+    v1alpha1::{LatchedWorkload, TradingHalt, WorkloadKind},
+};
+
+use super::decide::LatchFact;
+use crate::{
+    controller::Failure,
+    scale::{ScaleError, Scaler},
+    workloads::Key,
+};
+
+/// The longest that one call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// A key of a ConfigMap has at most 253 characters.
+const KEY_LIMIT: usize = 253;
+
+/// Name of the ConfigMap of a halt.
+pub fn name(halt: &str) -> String {
+    format!("standfast-latch-{halt}")
+}
+
+/// What the ConfigMap says: every workload and what it goes back to, the labels of their pods, what people are told.
+pub fn data(halt: &TradingHalt, workloads: &[LatchedWorkload]) -> BTreeMap<String, String> {
+    let halt_name = halt.metadata.name.clone().unwrap_or_default();
+    let mut data = BTreeMap::from([
+        ("system".to_owned(), halt.spec.system_ref.name.clone()),
+        (
+            "message".to_owned(),
+            format!(
+                "halted by Standfast ({}); create a TradingResume with spec.haltRef.name: {halt_name} to release it",
+                halt.spec.reason
+            ),
+        ),
+        ("halt".to_owned(), halt_name),
+    ]);
+    for workload in workloads {
+        let back = match workload.kind {
+            WorkloadKind::CronJob => format!("suspend={}", workload.suspended.unwrap_or(false)),
+            WorkloadKind::Deployment | WorkloadKind::StatefulSet => workload.replicas.unwrap_or(0).to_string(),
+        };
+        let key = format!("{}.{}", workload.kind, workload.name);
+        if key.len() <= KEY_LIMIT {
+            data.insert(key, back);
+        }
+    }
+    let mut selectors: Vec<_> = workloads.iter().filter_map(|w| w.match_labels.as_ref()).collect();
+    selectors.sort();
+    selectors.dedup();
+    for (index, labels) in selectors.into_iter().filter(|l| !l.is_empty()).enumerate() {
+        let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        data.insert(format!("pods.{index}"), labels.join(","));
+    }
+    data
+}
+
+/// Reads and writes the latch of one halt.
+pub struct Latches {
+    client: Client,
+    scaler: Scaler,
+}
+
+impl Latches {
+    /// Uses this client for all calls.
+    pub fn new(client: Client) -> Self {
+        Self { scaler: Scaler::new(client.clone()), client }
+    }
+
+    fn api(&self, namespace: &str) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Whether the latch is there and says what it should.
+    pub async fn written(&self, namespace: &str, name: &str, data: &BTreeMap<String, String>) -> Result<bool, String> {
+        let found = deadline(self.api(namespace).get_opt(name)).await;
+        let found = found.map_err(|e| format!("the latch ConfigMap {name} could not be read: {e}"))?;
+        Ok(found.is_some_and(|c| labelled(&c) && c.data.as_ref() == Some(data)))
+    }
+
+    /// Makes the latch be there and say what it should.
+    pub async fn write(&self, namespace: &str, name: &str, data: BTreeMap<String, String>) -> Result<(), String> {
+        let api = self.api(namespace);
+        let labels = BTreeMap::from([(LATCH_LABEL.to_owned(), LATCH_HELD.to_owned())]);
+        let mut latch = ConfigMap {
+            metadata: ObjectMeta { name: Some(name.into()), labels: Some(labels), ..ObjectMeta::default() },
+            data: Some(data),
+            ..ConfigMap::default()
+        };
+        let params = PostParams { field_manager: Some(crate::scale::FIELD_MANAGER.into()), ..PostParams::default() };
+        match deadline(api.create(&params, &latch)).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(format!("the latch ConfigMap {name} could not be written: {error}")),
+        }
+        let failed = |e: kube::Error| format!("the latch ConfigMap {name} could not be replaced: {e}");
+        let found = deadline(api.get(name)).await.map_err(failed)?;
+        if labelled(&found) && found.data == latch.data {
+            return Ok(());
+        }
+        latch.metadata.resource_version = found.metadata.resource_version;
+        deadline(api.replace(name, &params, &latch)).await.map(drop).map_err(failed)
+    }
+
+    /// Removes the latch, and says so only when it was seen to be gone.
+    pub async fn remove(&self, namespace: &str, name: &str) -> Result<(), Failure> {
+        let what = format!("removing the latch ConfigMap {namespace}/{name}");
+        let api = self.api(namespace);
+        let Some(found) = deadline(api.get_opt(name)).await.map_err(|e| Failure::new(&what, e))? else { return Ok(()) };
+        let only_this = Preconditions { uid: found.metadata.uid, resource_version: None };
+        let params = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
+        match deadline(api.delete(name, &params)).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(Failure::new(&what, error)),
+        }
+        match deadline(api.get_opt(name)).await.map_err(|e| Failure::new(&what, e))? {
+            None => Ok(()),
+            Some(_) => Err(Failure(format!("{what}: it is still there"))),
+        }
+    }
+
+    /// Tries, without changing anything, to raise a latched workload: only a refusal by our own policy proves the latch.
+    pub async fn trial(&self, workload: &Key) -> LatchFact {
+        match self.scaler.try_raise(workload).await {
+            Ok(()) => LatchFact::Open(format!(
+                "raising {workload} would be allowed: is the namespace labelled {LATCH_LABEL}=enabled, and are the \
+                 guardrails installed?"
+            )),
+            Err(ScaleError::Refused(_, message)) if message.contains(&format!("'{LATCH_POLICY}'")) => LatchFact::Proven,
+            Err(ScaleError::Refused(_, message)) => {
+                LatchFact::Unknown(format!("raising {workload} was refused by something else: {message}"))
+            }
+            Err(error) => LatchFact::Unknown(format!("whether {workload} could be raised is not known: {error}")),
+        }
+    }
+}
+
+fn labelled(latch: &ConfigMap) -> bool {
+    latch.metadata.labels.as_ref().and_then(|l| l.get(LATCH_LABEL)).is_some_and(|v| v == LATCH_HELD)
+}
+
+async fn deadline<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    tokio::time::timeout(DEADLINE, call).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} s", DEADLINE.as_secs());
+        Err(kube::Error::Service(message.into()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(kind: WorkloadKind, name: &str, labels: &[(&str, &str)]) -> LatchedWorkload {
+        LatchedWorkload {
+            kind,
+            name: name.into(),
+            replicas: (kind != WorkloadKind::CronJob).then_some(3),
+            suspended: (kind == WorkloadKind::CronJob).then_some(false),
+            match_labels: Some(labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()),
+            inherited_from: None,
+            suspended_jobs: vec![],
+        }
+    }
+
+    #[test]
+    fn a_latch_names_every_workload_and_each_set_of_labels_once() {
+        let halt: TradingHalt = serde_json::from_value(serde_json::json!({
+            "apiVersion": "standfast.dev/v1alpha1", "kind": "TradingHalt", "metadata": {"name": "stale"},
+            "spec": {"systemRef": {"name": "bot"}, "reason": "prices are stale"}
+        }))
+        .unwrap();
+        let labels = [("app", "bot"), ("tier", "x")];
+        let data = data(
+            &halt,
+            &[
+                workload(WorkloadKind::Deployment, "a", &labels),
+                workload(WorkloadKind::StatefulSet, "b", &labels),
+                workload(WorkloadKind::CronJob, "c", &[]),
+            ],
+        );
+        let expected = [
+            ("CronJob.c", "suspend=false"),
+            ("Deployment.a", "3"),
+            ("StatefulSet.b", "3"),
+            ("halt", "stale"),
+            (
+                "message",
+                "halted by Standfast (prices are stale); create a TradingResume with spec.haltRef.name: stale to release it",
+            ),
+            ("pods.0", "app=bot,tier=x"),
+            ("system", "bot"),
+        ];
+        assert_eq!(data.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>(), expected);
+    }
+}

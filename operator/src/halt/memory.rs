@@ -1,0 +1,165 @@
+//! What the operator remembers of a halt between two looks. Losing it costs time, never safety: counts begin at zero.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use super::decide::{Known, LatchFact, Orders, Positions};
+
+/// What is remembered of one halt.
+pub struct Memory {
+    /// When this process first saw the halt committed.
+    pub started: Instant,
+    /// Since when nothing that could place an order runs.
+    pub stopped_since: Option<Instant>,
+    /// What the last trial of the latch said, and when.
+    pub latch: Option<(Instant, LatchFact)>,
+    /// The venues.
+    pub venues: HashMap<String, VenueMemory>,
+    /// The bot's own endpoint: when it is tried again, and how often it was.
+    pub application: Option<Retry>,
+    /// When the first close was sent.
+    pub closing_since: Option<Instant>,
+    /// When somebody last undid a part of the halt.
+    pub contended: Option<Instant>,
+}
+
+/// When something is tried again.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    /// Not before.
+    pub at: Instant,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// What is remembered of one venue.
+#[derive(Default)]
+pub struct VenueMemory {
+    /// Reads in a row that found nothing to cancel.
+    pub clean: u32,
+    /// Reads in a row that found no position.
+    pub flat: u32,
+    /// Reads in a row that found the same positions, and no order of our own closing.
+    pub stable: u32,
+    /// The positions of the read before, to see whether they change.
+    pub last_positions: Option<Vec<(String, String)>>,
+    /// When the last cancel of all orders was begun.
+    pub cancel_begun: Option<Instant>,
+    /// Requests to suspend that were answered.
+    pub suspended: bool,
+    /// When orders were last read, for sources that may be asked rarely.
+    pub orders_read: Option<Instant>,
+}
+
+impl Memory {
+    /// Nothing remembered yet.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            stopped_since: None,
+            latch: None,
+            venues: HashMap::new(),
+            application: None,
+            closing_since: None,
+            contended: None,
+        }
+    }
+
+    /// Takes note that everything is stopped, or is not.
+    pub fn note_stopped(&mut self, stopped: bool, now: Instant) {
+        if !stopped {
+            self.stopped_since = None;
+            self.venues.values_mut().for_each(|v| (v.clean, v.flat, v.stable) = (0, 0, 0));
+        } else if self.stopped_since.is_none() {
+            self.stopped_since = Some(now);
+        }
+    }
+
+    /// Whether the latch is due for a trial: at once while it is not proven, then every minute.
+    pub fn latch_due(&self, now: Instant) -> bool {
+        match &self.latch {
+            Some((at, LatchFact::Proven)) => now.duration_since(*at) >= Duration::from_secs(60),
+            _ => true,
+        }
+    }
+}
+
+impl VenueMemory {
+    /// Takes note of a read that was begun at `begun`; it counts only if everything was stopped before, and a cancel
+    /// was sent after that where one is needed.
+    pub fn note_orders(&mut self, read: &Known<Orders>, counts: bool) {
+        match read {
+            Ok(orders) if counts && orders.to_cancel == 0 => self.clean = self.clean.saturating_add(1),
+            _ => self.clean = 0,
+        }
+    }
+
+    /// Takes note of a read of positions.
+    pub fn note_positions(&mut self, read: &Known<Positions>, orders_settled: bool) {
+        let Ok(positions) = read else {
+            (self.flat, self.stable, self.last_positions) = (0, 0, None);
+            return;
+        };
+        self.flat = if positions.open == 0 { self.flat.saturating_add(1) } else { 0 };
+        let now: Vec<_> = positions.items.iter().map(|i| (i.symbol.clone(), i.quantity.clone())).collect();
+        let same = self.last_positions.as_ref() == Some(&now) && orders_settled;
+        self.stable = if same { self.stable.saturating_add(1) } else { 0 };
+        self.last_positions = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calls::Item;
+
+    fn positions(quantities: &[&str]) -> Known<Positions> {
+        let items: Vec<_> = quantities
+            .iter()
+            .map(|q| Item { symbol: "AAPL".into(), quantity: (*q).into(), ..Item::default() })
+            .collect();
+        Ok(Positions { open: items.len(), items })
+    }
+
+    #[test]
+    fn only_reads_after_the_stop_count_and_an_error_begins_again() {
+        let mut venue = VenueMemory::default();
+        let (zero, open) = (Ok(Orders::default()), Ok(Orders { to_cancel: 1, ..Orders::default() }));
+        venue.note_orders(&zero, false);
+        assert_eq!(venue.clean, 0);
+        venue.note_orders(&zero, true);
+        venue.note_orders(&zero, true);
+        assert_eq!(venue.clean, 2);
+        venue.note_orders(&Err("timeout".into()), true);
+        assert_eq!(venue.clean, 0);
+        venue.note_orders(&zero, true);
+        venue.note_orders(&open, true);
+        assert_eq!(venue.clean, 0);
+    }
+
+    #[test]
+    fn positions_are_stable_only_while_neither_they_nor_orders_move() {
+        let mut venue = VenueMemory::default();
+        for (quantity, settled, stable) in
+            [("5", true, 0), ("5", true, 1), ("5", true, 2), ("3", true, 0), ("3", false, 0), ("3", true, 1)]
+        {
+            venue.note_positions(&positions(&[quantity]), settled);
+            assert_eq!(venue.stable, stable, "{quantity} {settled}");
+        }
+        venue.note_positions(&positions(&[]), true);
+        assert_eq!((venue.flat, venue.stable), (1, 0));
+        venue.note_positions(&Err("timeout".into()), true);
+        assert_eq!(venue.flat, 0);
+    }
+
+    #[test]
+    fn a_pod_that_comes_back_takes_every_count_away() {
+        let now = Instant::now();
+        let mut memory = Memory::new(now);
+        memory.note_stopped(true, now);
+        memory.venues.insert("v".into(), VenueMemory { clean: 3, flat: 2, stable: 1, ..VenueMemory::default() });
+        memory.note_stopped(false, now);
+        assert_eq!((memory.venues["v"].clean, memory.venues["v"].flat, memory.stopped_since), (0, 0, None));
+    }
+}

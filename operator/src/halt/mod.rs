@@ -1,0 +1,322 @@
+//! The halting controller: level-triggered, with its own client, queue and concurrency.
+//!
+//! A halt is committed by one status write ([`commit`]), then looked at again and again: [`observe`] reads everything
+//! live, [`decide`] says what to do next and what may be said, [`act`] does it, [`record`] writes what is new.
+//! [`release`] ends it.
+
+pub mod act;
+pub mod baseline;
+mod commit;
+mod contention;
+pub mod decide;
+pub mod evidence;
+mod jobs;
+pub mod latch;
+pub mod memory;
+mod observe;
+pub mod record;
+mod release;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Client, Resource, ResourceExt,
+    runtime::{controller::Action, events::EventType},
+};
+use standfast_crds::v1alpha1::{
+    HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, VenueStatus,
+};
+use tokio::time::Instant;
+
+use crate::{
+    cache::Cache,
+    calls::Caller,
+    controller::{Failure, Guarded, Reconcile},
+    events::Events,
+    guardrails::Guardrails,
+    leader::Leadership,
+    metrics::Metrics,
+    scale::Scaler,
+    workloads::Workloads,
+};
+use baseline::Registry;
+use decide::Effect;
+use latch::Latches;
+use memory::Memory;
+
+/// The caches that controllers share.
+#[derive(Clone)]
+pub struct Caches {
+    /// TradingSystems.
+    pub systems: Cache<Guarded<TradingSystem>>,
+    /// TradingHalts.
+    pub halts: Cache<Guarded<TradingHalt>>,
+    /// TradingResumes.
+    pub resumes: Cache<Guarded<TradingResume>>,
+    /// Workloads.
+    pub workloads: Workloads,
+}
+
+/// Halts trading systems and keeps them halted.
+pub struct HaltReconciler {
+    client: Client,
+    caller: Arc<Caller>,
+    systems: Cache<Guarded<TradingSystem>>,
+    halts: Cache<Guarded<TradingHalt>>,
+    resumes: Cache<Guarded<TradingResume>>,
+    workloads: Workloads,
+    scaler: Scaler,
+    latches: Latches,
+    registry: Registry,
+    guardrails: Guardrails,
+    leadership: Leadership,
+    metrics: Metrics,
+    events: Events,
+    /// Wait between looks while something is still moving.
+    pace: Duration,
+    memories: Mutex<HashMap<String, Memory>>,
+    /// The newest version of each halt that this process wrote: the cache may be behind.
+    written: Mutex<HashMap<String, TradingHalt>>,
+}
+
+/// Wait between looks while something is still moving, at most.
+const PACE: Duration = Duration::from_millis(500);
+/// After this long, a halt that cannot be proven is looked at less often.
+const IMPATIENCE: Duration = Duration::from_secs(120);
+
+impl HaltReconciler {
+    /// Everything outside comes in here: `client` reaches the API server, `caller` everything else.
+    pub fn new(
+        client: Client,
+        caller: Arc<Caller>,
+        caches: Caches,
+        guardrails: Guardrails,
+        leadership: Leadership,
+        metrics: Metrics,
+        events: Events,
+    ) -> Self {
+        Self {
+            scaler: Scaler::new(client.clone()),
+            latches: Latches::new(client.clone()),
+            client,
+            caller,
+            systems: caches.systems,
+            halts: caches.halts,
+            resumes: caches.resumes,
+            workloads: caches.workloads,
+            registry: Registry::default(),
+            guardrails,
+            leadership,
+            metrics,
+            events,
+            pace: PACE,
+            memories: Mutex::default(),
+            written: Mutex::default(),
+        }
+    }
+
+    fn remember(&self, halt: &TradingHalt) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.insert(halt.uid().unwrap_or_default(), halt.clone());
+    }
+
+    /// Whichever is newer: what the cache gave, or what this process wrote.
+    fn newest(&self, halt: &TradingHalt) -> TradingHalt {
+        let version = |h: &TradingHalt| h.resource_version().and_then(|v| v.parse::<u128>().ok()).unwrap_or(0);
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = written.get(&halt.uid().unwrap_or_default());
+        own.filter(|own| version(own) > version(halt)).unwrap_or(halt).clone()
+    }
+
+    fn take(&self, uid: &str) -> Memory {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        memories.remove(uid).unwrap_or_else(|| Memory::new(Instant::now()))
+    }
+
+    fn keep(&self, uid: &str, memory: Memory) {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.into(), memory);
+    }
+
+    /// Forgets a halt that is released or gone.
+    pub fn forget(&self, uid: &str) {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// A halt is gone, whoever deleted it: nothing is remembered of it any more.
+    pub fn gone(&self, halt: &TradingHalt) {
+        let uid = halt.uid().unwrap_or_default();
+        self.forget(&uid);
+        self.registry.forget(&uid);
+        self.metrics.halt_gone(&halt.namespace().unwrap_or_default(), &halt.name_any());
+    }
+
+    fn event(&self, halt: &TradingHalt, reason: &str, note: &str) {
+        self.events.emit(&halt.object_ref(&()), EventType::Normal, reason, reason, note);
+    }
+
+    /// One look at a held halt.
+    async fn look(&self, halt: &TradingHalt) -> Result<Action, Failure> {
+        let uid = halt.uid().unwrap_or_default();
+        let mut memory = self.take(&uid);
+        let looked = self.look_with(halt, &mut memory).await;
+        self.keep(&uid, memory);
+        looked
+    }
+
+    async fn look_with(&self, halt: &TradingHalt, memory: &mut Memory) -> Result<Action, Failure> {
+        let old = halt.status.clone().unwrap_or_default();
+        let system = self.system(halt).await;
+        let policy = system.as_ref().map(|s| s.spec.halt_policy.clone()).unwrap_or_default();
+        let mut current = halt.clone();
+        let mut status = old.clone();
+        if self.grow(halt, &mut status, system.as_ref().ok()) {
+            // What is latched from now on is in the status before it is touched.
+            match self.settle(self.write(halt, status.clone()).await)? {
+                Some(written) => current = written,
+                None => return Ok(Action::requeue(self.pace)),
+            }
+            self.registry.commit(
+                &halt.uid().unwrap_or_default(),
+                &halt.name_any(),
+                &halt.namespace().unwrap_or_default(),
+                &status.workloads,
+            );
+        }
+
+        let observed = self.observe(&current, &status, &system, memory).await;
+        let effects = decide::effects(&halt.spec, &policy, &observed.facts);
+        status.venues = observed.venues;
+        let now = Timestamp::now();
+        for (cron_job, jobs) in &observed.jobs {
+            if let Some(w) = status.workloads.iter_mut().find(|w| w.name == *cron_job) {
+                w.suspended_jobs
+                    .extend(jobs.iter().filter(|j| !w.suspended_jobs.contains(j)).cloned().collect::<Vec<_>>());
+                w.suspended_jobs.truncate(32);
+            }
+        }
+        self.note_contention(halt, &mut status, &observed.facts, memory, now).await;
+        let (once, repeatable): (Vec<_>, Vec<_>) = effects.into_iter().partition(Effect::needs_intent);
+        if !once.is_empty() {
+            for effect in &once {
+                decide_intent(&mut status, effect, now);
+            }
+            match self.settle(self.write(&current, status.clone()).await)? {
+                Some(written) => current = written,
+                None => return Ok(Action::requeue(self.pace)),
+            }
+        }
+        let begun = Instant::now();
+        let first_cancel = repeatable.iter().any(act::cancels).then(Timestamp::now);
+        commit::note_begun(memory, &repeatable, begun);
+        commit::note_begun(memory, &once, begun);
+        let system = system.as_ref().ok();
+        let (done_once, done) = tokio::join!(
+            self.act(&current, &status, system, once, HashMap::new()),
+            self.act(&current, &status, system, repeatable, HashMap::new())
+        );
+        act::note(&mut status, &done_once, true);
+        act::note(&mut status, &done, false);
+        self.note_wave(memory, &mut status, &done, first_cancel, memory.started);
+
+        let judgement = decide::judge(&halt.spec, &policy, &observed.facts);
+        status.running_pods = observed.facts.pods.as_ref().ok().and_then(|p| i64::try_from(p.running).ok());
+        let entries = status.evidence.entries.len();
+        record::apply(&mut status, &judgement, halt.metadata.generation, now);
+        if old.times.halted_at.is_none() && status.times.halted_at.is_some() {
+            self.metrics.proven(memory.started.elapsed());
+        }
+        self.mirror(halt, &status, entries);
+        let stored = current.status.clone().unwrap_or_default();
+        if record::differs(&stored, &status) || record::heartbeat_due(&stored, &status) {
+            self.settle(self.write(&current, status).await)?;
+        }
+        Ok(Action::requeue(wait(judgement.phase, memory, &policy, self.pace)))
+    }
+
+    /// Adds workloads and venues that the TradingSystem names by now. They only grow under a halt.
+    fn grow(&self, halt: &TradingHalt, status: &mut TradingHaltStatus, system: Option<&TradingSystem>) -> bool {
+        let Some(system) = system else { return false };
+        let namespace = halt.namespace().unwrap_or_default();
+        let (views, _) = self.workloads.trading(&namespace, &system.spec.workloads);
+        let known = |w: &LatchedWorkload| status.workloads.iter().any(|k| k.kind == w.kind && k.name == w.name);
+        let (halts, resumes) = (self.halts.read_namespace(&namespace), self.resumes.read_namespace(&namespace));
+        let uid = halt.uid().unwrap_or_default();
+        let mut new = baseline::records(&views, &uid, &self.registry, &halts, &resumes);
+        new.retain(|w| !known(w));
+        new.truncate(1000_usize.saturating_sub(status.workloads.len()));
+        let venues: Vec<_> =
+            system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name)).collect();
+        let grew = !new.is_empty() || !venues.is_empty();
+        status
+            .venues
+            .extend(venues.into_iter().map(|v| VenueStatus { name: v.name.clone(), ..VenueStatus::default() }));
+        status.workloads.extend(new);
+        grew
+    }
+
+    /// New evidence becomes Events, for people who look there.
+    fn mirror(&self, halt: &TradingHalt, status: &TradingHaltStatus, from: usize) {
+        for entry in status.evidence.entries.iter().skip(from) {
+            if entry.event == "Unverified" {
+                self.events.emit(&halt.object_ref(&()), EventType::Warning, &entry.event, &entry.event, &entry.message);
+            } else {
+                self.event(halt, &entry.event, &entry.message);
+            }
+        }
+    }
+}
+
+/// Each attempt to close is counted once, however many requests it is made of.
+fn decide_intent(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp) {
+    let fresh = status
+        .actions
+        .iter()
+        .find(|a| a.name == act::name(effect))
+        .is_none_or(|a| a.last_attempt_at.as_ref().is_none_or(|t| t.0 != now));
+    if fresh {
+        act::intend(status, effect, now);
+    }
+}
+
+fn wait(phase: HaltPhase, memory: &Memory, policy: &standfast_crds::v1alpha1::HaltPolicy, pace: Duration) -> Duration {
+    match phase {
+        HaltPhase::Halted => policy.reverify_interval.get(),
+        HaltPhase::Unverified if memory.started.elapsed() > IMPATIENCE => policy.reverify_interval.get(),
+        _ if memory.stopped_since.is_some() => policy.verify_interval.get(),
+        _ => policy.verify_interval.get().min(pace),
+    }
+}
+
+#[async_trait]
+impl Reconcile for HaltReconciler {
+    type Kind = TradingHalt;
+    const NAME: &'static str = "tradinghalt";
+    const RETRY: Duration = Duration::from_millis(200);
+    const RETRY_LIMIT: Duration = Duration::from_secs(5);
+
+    async fn reconcile(&self, object: Arc<TradingHalt>) -> Result<Action, Failure> {
+        let halt = self.newest(&object);
+        let status = halt.status.clone().unwrap_or_default();
+        if status.phase == HaltPhase::Released {
+            self.forget(&halt.uid().unwrap_or_default());
+            return Ok(Action::await_change());
+        }
+        if status.latch.is_none() {
+            return self.commit(&halt).await;
+        }
+        if status.released.is_some() {
+            return self.release(&halt, None).await;
+        }
+        if let Some(resume) = self.release_asked(&halt) {
+            return self.release(&halt, Some(&resume)).await;
+        }
+        self.look(&halt).await
+    }
+}

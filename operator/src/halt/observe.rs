@@ -1,0 +1,464 @@
+//! Looks at everything that a held halt claims, live.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::future::join_all;
+use k8s_openapi::{
+    api::{batch::v1::Job, core::v1::Pod},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::ListParams,
+    core::{Selector, SelectorExt},
+};
+use standfast_crds::v1alpha1::{
+    CancelOrders, LatchedWorkload, OrderSummary, PositionAction, PositionSummary, TradingHalt, TradingHaltStatus,
+    TradingSystem, Venue, VenueStatus, WorkloadKind, shorten,
+};
+use tokio::time::Instant;
+
+use super::{
+    HaltReconciler, act,
+    decide::{ActiveWorkload, Facts, Known, LatchFact, Offers, Orders, Pods, Positions, VenueFacts},
+    latch,
+    memory::Memory,
+};
+use crate::{
+    calls::{self, Item},
+    scale::Size,
+    workloads::Key,
+};
+
+/// The longest that a list of pods may take.
+const LIST_DEADLINE: Duration = Duration::from_secs(10);
+/// A pod whose grace period is over for longer than this is not ending: its node may be cut off.
+const OVERDUE: i64 = 30;
+/// Orders and positions that a status lists, of each venue.
+const ORDERS_SHOWN: usize = 20;
+const POSITIONS_SHOWN: usize = 50;
+
+/// What was seen, and how it is shown.
+pub struct Observed {
+    /// For the decision.
+    pub facts: Facts,
+    /// For the status.
+    pub venues: Vec<VenueStatus>,
+    /// Jobs of halted CronJobs that are active, by CronJob.
+    pub jobs: BTreeMap<String, Vec<String>>,
+}
+
+/// What a venue offers.
+pub fn offers(venue: &Venue) -> Offers {
+    Offers {
+        removed: false,
+        cancel_all: venue.cancel_orders.len(),
+        cancel_one: venue.cancel_order.is_some(),
+        close_all: venue.close_positions.len(),
+        close_one: venue.close_position.is_some(),
+        reads_orders: !venue.open_orders.is_empty(),
+        reads_positions: !venue.open_positions.is_empty(),
+        suspend: venue.suspend_trading.len(),
+        suspend_blocks_closing: venue.suspend_blocks_closing,
+    }
+}
+
+struct VenueRead {
+    orders: Option<Known<calls::Orders>>,
+    positions: Option<Known<calls::Positions>>,
+    suspended: Option<Known<bool>>,
+    market_open: Option<Known<bool>>,
+}
+
+impl HaltReconciler {
+    /// Looks at everything, pods first: a read of a venue counts only if it began after the last pod was gone.
+    pub(super) async fn observe(
+        &self,
+        halt: &TradingHalt,
+        status: &TradingHaltStatus,
+        system: &Known<TradingSystem>,
+        memory: &mut Memory,
+    ) -> Observed {
+        let namespace = halt.namespace().unwrap_or_default();
+        let latch_name = latch::name(&halt.name_any());
+        let data = latch::data(halt, &status.workloads);
+        let (jobs, latch_written) = tokio::join!(
+            self.active_jobs(&namespace, &status.workloads),
+            self.latches.written(&namespace, &latch_name, &data)
+        );
+        let pods = self.running_pods(&namespace, &status.workloads, &jobs).await;
+        let active = self.active(&namespace, &status.workloads);
+        let (_, missing) = system
+            .as_ref()
+            .map_or_else(|_| (vec![], vec![]), |s| self.workloads.trading(&namespace, &s.spec.workloads));
+        // A workload that was there when the halt latched and was deleted since is stopped for good.
+        let missing = missing.into_iter().filter(|_| status.workloads.is_empty()).collect();
+        let mut facts = Facts {
+            elapsed: memory.started.elapsed(),
+            closing_for: memory.closing_since.map(|at| at.elapsed()),
+            system: system.as_ref().map(drop).map_err(Clone::clone),
+            missing,
+            active,
+            jobs: jobs.as_ref().map(|j| j.values().flatten().cloned().collect()).map_err(Clone::clone),
+            pods,
+            latch_written,
+            latch: memory.latch.clone().map_or_else(|| LatchFact::Unknown("not tried yet".into()), |(_, fact)| fact),
+            venues: vec![],
+            application_retry: memory.application.is_some_and(|r| r.at <= Instant::now()),
+        };
+        let stopped = facts.stopped();
+        memory.note_stopped(stopped, Instant::now());
+
+        let latch_due = memory.latch_due(Instant::now());
+        let trial = async {
+            match status.workloads.first() {
+                Some(w) if latch_due => {
+                    let key = Key { namespace: namespace.clone(), kind: w.kind, name: w.name.clone() };
+                    Some(self.latches.trial(&key).await)
+                }
+                Some(_) => None,
+                None => {
+                    Some(LatchFact::Unknown("no trading workload is known that could be raised for a trial".into()))
+                }
+            }
+        };
+        let names: Vec<_> = status.venues.iter().map(|v| v.name.clone()).collect();
+        let venues = names
+            .iter()
+            .map(|name| system.as_ref().ok().and_then(|s| s.spec.venues.iter().find(|v| v.name == *name)).cloned());
+        let venues: Vec<_> = venues.collect();
+        let reads = join_all(venues.iter().map(|venue| async {
+            match venue {
+                Some(venue) => Some(self.read_venue(&namespace, halt, venue).await),
+                None => None,
+            }
+        }));
+        let (trial, reads) = tokio::join!(trial, reads);
+        if let Some(fact) = trial {
+            memory.latch = Some((Instant::now(), fact.clone()));
+            facts.latch = fact;
+        }
+        let mut shown = vec![];
+        for ((name, venue), read) in names.into_iter().zip(&venues).zip(reads) {
+            let before = status.venues.iter().find(|v| v.name == name).cloned().unwrap_or_default();
+            let (fact, status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, stopped);
+            facts.venues.push(fact);
+            shown.push(status);
+        }
+        Observed { facts, venues: shown, jobs: jobs.unwrap_or_default() }
+    }
+
+    /// Workloads of the halt that are not stopped, as the cache sees them.
+    pub(super) fn active(&self, namespace: &str, workloads: &[LatchedWorkload]) -> Vec<ActiveWorkload> {
+        workloads
+            .iter()
+            .filter_map(|w| {
+                let key = Key { namespace: namespace.into(), kind: w.kind, name: w.name.clone() };
+                let view = self.workloads.get(&key)?;
+                let size = match w.kind {
+                    WorkloadKind::CronJob => Size::Suspended(view.suspended),
+                    WorkloadKind::Deployment | WorkloadKind::StatefulSet => Size::Replicas(view.replicas),
+                };
+                view.active().then_some(ActiveWorkload { key, size })
+            })
+            .collect()
+    }
+
+    async fn active_jobs(
+        &self,
+        namespace: &str,
+        workloads: &[LatchedWorkload],
+    ) -> Known<BTreeMap<String, Vec<String>>> {
+        let cron_jobs: Vec<_> = workloads.iter().filter(|w| w.kind == WorkloadKind::CronJob).map(|w| &w.name).collect();
+        let mut active: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        if cron_jobs.is_empty() {
+            return Ok(active);
+        }
+        for job in self.list::<Job>(namespace, "Jobs").await? {
+            let owner = job.owner_references().iter().find(|o| o.kind == "CronJob" && cron_jobs.contains(&&o.name));
+            let ended = job.status.as_ref().and_then(|s| s.conditions.as_ref()).is_some_and(|conditions| {
+                conditions.iter().any(|c| (c.type_ == "Complete" || c.type_ == "Failed") && c.status == "True")
+            });
+            let suspended = job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false);
+            if let (Some(owner), false, false) = (owner, ended, suspended) {
+                active.entry(owner.name.clone()).or_default().push(job.name_any());
+            }
+        }
+        Ok(active)
+    }
+
+    async fn list<K>(&self, namespace: &str, what: &str) -> Known<Vec<K>>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let pages = async {
+            let (mut all, mut params) = (vec![], ListParams::default().limit(500));
+            loop {
+                let page = api.list(&params).await?;
+                all.extend(page.items);
+                match page.metadata.continue_.filter(|c| !c.is_empty()) {
+                    Some(token) => params = params.continue_token(&token),
+                    None => return Ok::<_, kube::Error>(all),
+                }
+            }
+        };
+        match tokio::time::timeout(LIST_DEADLINE, pages).await {
+            Ok(Ok(all)) => Ok(all),
+            Ok(Err(error)) => Err(format!("{what} of namespace {namespace} could not be listed: {error}")),
+            Err(_) => {
+                Err(format!("{what} of namespace {namespace} could not be listed within {} s", LIST_DEADLINE.as_secs()))
+            }
+        }
+    }
+
+    async fn running_pods(
+        &self,
+        namespace: &str,
+        workloads: &[LatchedWorkload],
+        jobs: &Known<BTreeMap<String, Vec<String>>>,
+    ) -> Known<Pods> {
+        let mut selectors = vec![];
+        for workload in workloads {
+            let labels =
+                workload.match_labels.clone().map(|l| LabelSelector { match_labels: Some(l), match_expressions: None });
+            let key = Key { namespace: namespace.into(), kind: workload.kind, name: workload.name.clone() };
+            let selector = labels.or_else(|| self.workloads.get(&key).and_then(|v| v.selector));
+            match selector.map(Selector::try_from) {
+                Some(Ok(selector)) => selectors.push(selector),
+                None if workload.kind == WorkloadKind::CronJob => {}
+                Some(Err(_)) | None => {
+                    return Err(format!("which pods belong to {key} is not known: its selector cannot be read"));
+                }
+            }
+        }
+        let jobs: Vec<_> = jobs.as_ref().map_err(Clone::clone)?.values().flatten().collect();
+        let now = Timestamp::now();
+        let mut found = Pods::default();
+        for pod in self.list::<Pod>(namespace, "pods").await? {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+            let ours = selectors.iter().any(|s| s.matches(pod.labels()))
+                || pod.owner_references().iter().any(|o| o.kind == "Job" && jobs.contains(&&o.name));
+            if !ours || matches!(phase, "Succeeded" | "Failed") {
+                continue;
+            }
+            found.running += 1;
+            let until = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0.as_second());
+            if until.is_some_and(|t| now.as_second() > t + OVERDUE) && found.overdue.is_none() {
+                let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("?");
+                found.overdue = Some(format!(
+                    "pod {} on node {node} should have ended: if the node cannot be reached it may go on trading; look at \
+                     the node before deleting the pod by force",
+                    pod.name_any()
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Counts open orders and positions while the first cancel is under way. Jobs are too slow for it.
+    pub(super) async fn read_before(
+        &self,
+        namespace: &str,
+        halt: &TradingHalt,
+        venue: &Venue,
+    ) -> (Option<i64>, Option<i64>) {
+        let quick = Venue {
+            open_orders: venue.open_orders.iter().filter(|r| r.http.is_some()).cloned().collect(),
+            open_positions: venue.open_positions.iter().filter(|r| r.http.is_some()).cloned().collect(),
+            ..venue.clone()
+        };
+        let read = self.read_venue(namespace, halt, &quick).await;
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let orders = read.orders.and_then(Result::ok).map(|o| count(o.count));
+        (orders, read.positions.and_then(Result::ok).map(|p| count(p.count)))
+    }
+
+    async fn read_venue(&self, namespace: &str, halt: &TradingHalt, venue: &Venue) -> VenueRead {
+        let orders = async {
+            let mut all = calls::Orders { listed: true, ..calls::Orders::default() };
+            for (index, read) in venue.open_orders.iter().enumerate() {
+                let one = match (&read.http, &read.job) {
+                    (_, Some(_)) => self.job_orders(namespace, halt, venue, index, read).await,
+                    _ => self.caller.read_orders(namespace, read).await.map_err(|e| e.0),
+                }?;
+                all.count += one.count;
+                all.listed &= one.listed;
+                all.orders.extend(one.orders);
+            }
+            Ok(all)
+        };
+        let positions = async {
+            let mut all = calls::Positions { listed: true, ..calls::Positions::default() };
+            for (index, read) in venue.open_positions.iter().enumerate() {
+                let one = match (&read.http, &read.job) {
+                    (_, Some(_)) => self.job_positions(namespace, halt, venue, index, read).await,
+                    _ => self.caller.read_positions(namespace, read).await.map_err(|e| e.0),
+                }?;
+                all.count += one.count;
+                all.listed &= one.listed;
+                all.positions.extend(one.positions);
+            }
+            Ok(all)
+        };
+        let suspended = async {
+            match &venue.trading_suspended {
+                Some(read) => Some(self.caller.read_state(namespace, read).await.map_err(|e| e.0)),
+                None => None,
+            }
+        };
+        let closing = halt.spec.positions.action == PositionAction::CloseAll;
+        let market_open = async {
+            match &venue.market_open {
+                Some(read) if closing => Some(self.caller.read_state(namespace, read).await.map_err(|e| e.0)),
+                _ => None,
+            }
+        };
+        let (orders, positions, suspended, market_open) = tokio::join!(orders, positions, suspended, market_open);
+        VenueRead {
+            orders: (!venue.open_orders.is_empty()).then_some(orders),
+            positions: (!venue.open_positions.is_empty()).then_some(positions),
+            suspended,
+            market_open,
+        }
+    }
+}
+
+fn judge_venue(
+    halt: &TradingHalt,
+    status: &TradingHaltStatus,
+    before: VenueStatus,
+    venue: Option<&Venue>,
+    read: Option<VenueRead>,
+    memory: &mut Memory,
+    stopped: bool,
+) -> (VenueFacts, VenueStatus) {
+    let name = before.name.clone();
+    let (Some(venue), Some(read)) = (venue, read) else {
+        let removed = Offers { removed: true, ..Offers::default() };
+        let last_error = Some("the venue is not in the TradingSystem any more".into());
+        let shown = VenueStatus { open_orders: None, kept_orders: None, open_positions: None, last_error, ..before };
+        return (VenueFacts { name, offers: removed, ..VenueFacts::default() }, shown);
+    };
+    let close_intended = act::close_attempts(status, &name) > 0;
+    let cancel = halt.spec.orders.cancel;
+    let held: Vec<_> = match &read.positions {
+        Some(Ok(p)) => p.positions.iter().filter_map(|p| p.symbol.clone()).collect(),
+        _ => vec![],
+    };
+    let orders =
+        read.orders.as_ref().map(|r| r.as_ref().map(|o| sort(o, cancel, close_intended, &held)).map_err(Clone::clone));
+    let positions = read.positions.as_ref().map(|r| r.as_ref().map(open).map_err(Clone::clone));
+    let stopped_since = memory.stopped_since;
+    let remembered = memory.venues.entry(name.clone()).or_default();
+    let needs_cancel = cancel == CancelOrders::All && !venue.cancel_orders.is_empty() && !close_intended;
+    let cancelled_after_stop =
+        !needs_cancel || stopped_since.is_some_and(|since| remembered.cancel_begun.is_some_and(|at| at >= since));
+    if let Some(orders) = &orders {
+        remembered.note_orders(orders, stopped && cancelled_after_stop);
+    }
+    if let Some(positions) = &positions {
+        let settled = matches!(&orders, Some(Ok(o)) if o.closing == 0);
+        remembered.note_positions(positions, settled);
+    }
+    let close_hindrance = match &read.market_open {
+        Some(Ok(false)) => Some("the market is closed".to_owned()),
+        _ => None,
+    };
+    let shown = show(before, &read, &orders, &positions);
+    let fact = VenueFacts {
+        name,
+        offers: offers(venue),
+        orders,
+        positions,
+        suspended: read.suspended,
+        clean_reads: remembered.clean,
+        stable_reads: remembered.stable,
+        flat_reads: remembered.flat,
+        cancelled_after_stop,
+        suspend_done: remembered.suspended,
+        close_intended,
+        close_hindrance,
+    };
+    (fact, shown)
+}
+
+/// Sorts open orders by what the halt asks for. Once positions are being closed, an order in a symbol that is still
+/// held is taken for one of our own closing.
+fn sort(orders: &calls::Orders, cancel: CancelOrders, close_intended: bool, held: &[String]) -> Orders {
+    if !orders.listed {
+        return match (cancel, close_intended) {
+            (CancelOrders::None, _) => Orders { kept: orders.count, ..Orders::default() },
+            (_, true) => Orders { closing: orders.count, ..Orders::default() },
+            // Without a list none can be told to be protective: all of them count.
+            (_, false) => Orders { to_cancel: orders.count, ..Orders::default() },
+        };
+    }
+    let mut sorted = Orders::default();
+    for order in &orders.orders {
+        let symbol = order.summary.symbol.clone().unwrap_or_default();
+        let ours = close_intended && held.contains(&symbol);
+        let keep = cancel == CancelOrders::None || cancel == CancelOrders::NonProtective && order.protective;
+        if ours {
+            sorted.closing += 1;
+        } else if keep {
+            sorted.kept += 1;
+        } else {
+            sorted.to_cancel += 1;
+            let id = order.summary.id.clone().unwrap_or_default();
+            sorted.items.push(Item { id, symbol, quantity: order.summary.quantity.clone().unwrap_or_default() });
+        }
+    }
+    sorted
+}
+
+fn open(positions: &calls::Positions) -> Positions {
+    let items = positions.positions.iter().map(|p| Item {
+        id: p.symbol.clone().unwrap_or_default(),
+        symbol: p.symbol.clone().unwrap_or_default(),
+        quantity: p.quantity.clone().unwrap_or_default(),
+    });
+    Positions { open: positions.count, items: items.collect() }
+}
+
+fn show(
+    before: VenueStatus,
+    read: &VenueRead,
+    orders: &Option<Known<Orders>>,
+    positions: &Option<Known<Positions>>,
+) -> VenueStatus {
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let orders = orders.as_ref().and_then(|o| o.as_ref().ok());
+    let positions = positions.as_ref().and_then(|p| p.as_ref().ok());
+    let all = |o: &Orders| count(o.to_cancel + o.kept + o.closing);
+    let errors = [
+        read.orders.as_ref().and_then(|r| r.as_ref().err()),
+        read.positions.as_ref().and_then(|r| r.as_ref().err()),
+        read.suspended.as_ref().and_then(|r| r.as_ref().err()),
+    ];
+    let listed: Vec<OrderSummary> = match &read.orders {
+        Some(Ok(o)) => o.orders.iter().take(ORDERS_SHOWN).map(|o| o.summary.clone()).collect(),
+        _ => vec![],
+    };
+    let held: Vec<PositionSummary> = match &read.positions {
+        Some(Ok(p)) => p.positions.iter().take(POSITIONS_SHOWN).cloned().collect(),
+        _ => vec![],
+    };
+    VenueStatus {
+        orders_before: before.orders_before.or_else(|| orders.map(all)),
+        positions_before: before.positions_before.or_else(|| positions.map(|p| count(p.open))),
+        open_orders: orders.map(|o| count(o.to_cancel + o.closing)),
+        kept_orders: orders.map(|o| count(o.kept)),
+        open_positions: positions.map(|p| count(p.open)),
+        trading_suspended: read.suspended.as_ref().and_then(|s| s.as_ref().ok().copied()),
+        orders: listed,
+        positions: held,
+        last_error: errors.into_iter().flatten().next().map(|e| shorten(e)),
+        read_at: Some(MicroTime(Timestamp::now())),
+        name: before.name,
+    }
+}

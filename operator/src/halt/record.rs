@@ -1,0 +1,135 @@
+//! Writes the status of a halt: only when it says something new, and only over the version that was read.
+
+use std::time::Duration;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use kube::{Api, ResourceExt, api::PostParams};
+use standfast_crds::v1alpha1::{
+    HaltPhase, TradingHalt, TradingHaltStatus, halt_conditions as c, is_true, set_condition,
+};
+
+use super::{HaltReconciler, decide::Judgement, evidence};
+use crate::{controller::Failure, scale::FIELD_MANAGER};
+
+/// How old `lastVerifiedAt` may become before it is written anew although nothing else changed.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// The longest that a status write may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Whether `new` says anything that `old` does not, apart from the times of reads and the worth of positions.
+pub fn differs(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
+    let plain = |status: &TradingHaltStatus| {
+        let mut status = status.clone();
+        status.last_verified_at = None;
+        for venue in &mut status.venues {
+            venue.read_at = None;
+            venue.positions.iter_mut().for_each(|p| p.market_value = None);
+        }
+        status
+    };
+    plain(old) != plain(new)
+}
+
+/// Whether the heartbeat is due.
+pub fn heartbeat_due(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
+    match (&old.last_verified_at, &new.last_verified_at) {
+        (Some(old), Some(new)) => new.0.duration_since(old.0) >= HEARTBEAT.try_into().unwrap_or_default(),
+        (None, Some(_)) => true,
+        (_, None) => false,
+    }
+}
+
+/// Puts a judgement into a status, with what follows from it: totals, times, evidence, kstatus.
+pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: Option<i64>, now: Timestamp) {
+    let before = status.phase;
+    let at = Some(MicroTime(now));
+    for (type_, value, reason, message) in &judgement.conditions {
+        let was = is_true(&status.conditions, type_);
+        set_condition(&mut status.conditions, now, generation, (type_, value, reason), message.clone());
+        if *value == "True" && !was {
+            let (event, time) = match *type_ {
+                c::LATCHED => ("Latched", Some(&mut status.times.latched_at)),
+                c::WORKLOADS_STOPPED => ("WorkloadsStopped", Some(&mut status.times.pods_gone_at)),
+                c::ORDERS_CANCELLED => ("OrdersCancelled", Some(&mut status.times.zero_orders_at)),
+                c::POSITIONS_CLOSED if *reason == "Flat" => ("PositionsClosed", Some(&mut status.times.flat_at)),
+                c::HALTED => ("Halted", Some(&mut status.times.halted_at)),
+                _ => continue,
+            };
+            if let Some(time) = time
+                && time.is_none()
+            {
+                *time = at.clone();
+            }
+            evidence::append(&mut status.evidence, now, event, message, false);
+        }
+    }
+    status.phase = judgement.phase;
+    if judgement.phase == HaltPhase::Unverified && before != HaltPhase::Unverified {
+        let why = judgement.conditions.iter().find(|v| v.0 == c::HALTED).map_or("", |v| v.3.as_str());
+        evidence::append(&mut status.evidence, now, "Unverified", why, false);
+    }
+    if judgement.phase == HaltPhase::Halted {
+        status.last_verified_at = at;
+    }
+    status.observed_generation = generation;
+    let total = |pick: fn(&standfast_crds::v1alpha1::VenueStatus) -> Option<i64>| -> Option<i64> {
+        status.venues.iter().map(pick).sum()
+    };
+    let (open, kept, positions) = (total(|v| v.open_orders), total(|v| v.kept_orders), total(|v| v.open_positions));
+    let known = |n: Option<i64>| n.filter(|_| !status.venues.is_empty());
+    (status.open_orders, status.kept_orders, status.open_positions) = (known(open), known(kept), known(positions));
+    kstatus(status, generation, now);
+}
+
+/// `Ready`, `Reconciling` and `Stalled`, as kstatus understands them.
+pub fn kstatus(status: &mut TradingHaltStatus, generation: Option<i64>, now: Timestamp) {
+    let halted = status.times.halted_at.is_some();
+    let (ready, reconciling, stalled) = match status.phase {
+        HaltPhase::Halted | HaltPhase::Released => ("True", "False", "False"),
+        HaltPhase::Unverified => ("False", if halted { "False" } else { "True" }, "True"),
+        _ => ("False", "True", "False"),
+    };
+    let phase = status.phase.as_str();
+    let message =
+        status.conditions.iter().find(|x| x.type_ == c::HALTED).map_or_else(String::new, |x| x.message.clone());
+    for (type_, value) in [(c::READY, ready), (c::RECONCILING, reconciling), (c::STALLED, stalled)] {
+        set_condition(&mut status.conditions, now, generation, (type_, value, phase), message.clone());
+    }
+}
+
+impl HaltReconciler {
+    /// Writes the status over the version that `halt` carries, and gives the object as it is now.
+    pub(super) async fn write(&self, halt: &TradingHalt, status: TradingHaltStatus) -> Result<TradingHalt, WriteError> {
+        let namespace = halt.namespace().unwrap_or_default();
+        let name = halt.name_any();
+        let mut next = halt.clone();
+        next.metadata.managed_fields = None;
+        next.status = Some(status);
+        let api: Api<TradingHalt> = Api::namespaced(self.client.clone(), &namespace);
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let what = || format!("writing the status of TradingHalt {namespace}/{name}");
+        match tokio::time::timeout(DEADLINE, api.replace_status(&name, &params, &next)).await {
+            Ok(Ok(written)) => {
+                self.remember(&written);
+                Ok(written)
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(WriteError::Conflict),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(WriteError::Gone),
+            Ok(Err(error)) => Err(WriteError::Failed(Failure::new(what(), error))),
+            Err(_) => {
+                Err(WriteError::Failed(Failure::new(what(), format!("no answer within {} s", DEADLINE.as_secs()))))
+            }
+        }
+    }
+}
+
+/// Why a status was not written.
+#[derive(Debug)]
+pub enum WriteError {
+    /// The object was changed since it was read.
+    Conflict,
+    /// The object is gone.
+    Gone,
+    /// The write failed, perhaps after it took effect.
+    Failed(Failure),
+}

@@ -1,0 +1,120 @@
+//! Releases a halt that a TradingResume asks for. The intent is written first, the latch is seen to be gone, and only
+//! then the halt is `Released`.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use kube::{Api, ResourceExt, runtime::controller::Action};
+use standfast_crds::v1alpha1::{
+    HaltPhase, Release, ResumePhase, TradingHalt, TradingHaltStatus, TradingResume, halt_conditions as c, set_condition,
+};
+
+use super::{HaltReconciler, act::EFFECT_DEADLINE, evidence, record, record::WriteError};
+use crate::controller::Failure;
+
+/// Whether a resume asks for the release of exactly this halt, and still wants it.
+pub fn asks(resume: &TradingResume, halt: &TradingHalt) -> bool {
+    let Some(status) = &resume.status else { return false };
+    let running = matches!(status.phase, ResumePhase::Checking | ResumePhase::Releasing | ResumePhase::Restoring);
+    running
+        && !resume.spec.abort
+        && resume.spec.halt_ref.name == halt.name_any()
+        && status.halt_uid.is_some()
+        && status.halt_uid == halt.uid()
+        && status.release_requested_at.is_some()
+        && resume.metadata.deletion_timestamp.is_none()
+}
+
+impl HaltReconciler {
+    /// The resume that asks for the release, as the cache knows it.
+    pub(super) fn release_asked(&self, halt: &TradingHalt) -> Option<TradingResume> {
+        let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
+        resumes.into_iter().find(|r| asks(r, halt))
+    }
+
+    /// Goes on with a release: `resume` asks for it, or its intent is in the status already.
+    pub(super) async fn release(&self, halt: &TradingHalt, resume: Option<&TradingResume>) -> Result<Action, Failure> {
+        let namespace = halt.namespace().unwrap_or_default();
+        let name = halt.name_any();
+        let mut current = halt.clone();
+        let mut status = halt.status.clone().unwrap_or_default();
+        if status.released.is_none() {
+            let Some(resume) = resume else { return Ok(Action::await_change()) };
+            // The cache may be behind: the request is read live before anything depends on it.
+            let api: Api<TradingResume> = Api::namespaced(self.client.clone(), &namespace);
+            let live = tokio::time::timeout(EFFECT_DEADLINE, api.get_opt(&resume.name_any())).await;
+            let what = format!("reading TradingResume {namespace}/{}", resume.name_any());
+            let live = live.map_err(|_| Failure::new(&what, "no answer"))?.map_err(|e| Failure::new(&what, e))?;
+            let Some(live) = live.filter(|r| r.uid() == resume.uid() && asks(r, halt)) else {
+                return Ok(Action::requeue(self.pace));
+            };
+            if let Some((reason, why)) = self.guardrails.fresh().await.problem() {
+                let now = Timestamp::now();
+                let message = format!(
+                    "TradingResume {} asks, but the guardrails are not as they should be: {why}",
+                    live.name_any()
+                );
+                set_condition(
+                    &mut status.conditions,
+                    now,
+                    halt.metadata.generation,
+                    (c::RELEASED, "False", reason),
+                    message,
+                );
+                if record::differs(&halt.status.clone().unwrap_or_default(), &status) {
+                    self.settle(self.write(halt, status).await)?;
+                }
+                return Err(Failure(format!("TradingHalt {namespace}/{name} is not released: {why}")));
+            }
+            let by = Release {
+                resume: live.name_any(),
+                resume_uid: live.uid().unwrap_or_default(),
+                requested_by: live.spec.requested_by.clone(),
+            };
+            let now = Timestamp::now();
+            let message = format!("TradingResume {}, requested by {}", by.resume, by.requested_by);
+            evidence::append(&mut status.evidence, now, "ReleaseIntended", &message, true);
+            status.released = Some(by);
+            match self.write(halt, status.clone()).await {
+                Ok(written) => current = written,
+                other => return self.settle(other).map(|_| Action::requeue(self.pace)),
+            }
+        }
+        self.leadership.check(EFFECT_DEADLINE).map_err(|e| Failure::new(format!("releasing {namespace}/{name}"), e))?;
+        let latch = status.latch.as_ref().map(|l| l.config_map.clone()).unwrap_or_default();
+        self.latches.remove(&namespace, &latch).await?;
+        finish(&mut status, current.metadata.generation, Timestamp::now());
+        let written = self.write(&current, status).await;
+        if written.is_ok() {
+            let uid = current.uid().unwrap_or_default();
+            self.registry.forget(&uid);
+            self.forget(&uid);
+            self.metrics.halt_gone(&namespace, &name);
+        }
+        self.settle(written)?;
+        Ok(Action::await_change())
+    }
+
+    /// An error of a write as the reconciler's result: what somebody else wrote in between is looked at again.
+    pub(super) fn settle(&self, written: Result<TradingHalt, WriteError>) -> Result<Option<TradingHalt>, Failure> {
+        match written {
+            Ok(halt) => Ok(Some(halt)),
+            Err(WriteError::Conflict | WriteError::Gone) => Ok(None),
+            Err(WriteError::Failed(failure)) => Err(failure),
+        }
+    }
+}
+
+fn finish(status: &mut TradingHaltStatus, generation: Option<i64>, now: Timestamp) {
+    let by = status.released.clone().map(|r| format!("by TradingResume {}, requested by {}", r.resume, r.requested_by));
+    let by = by.unwrap_or_default();
+    evidence::append(&mut status.evidence, now, "Released", &by, true);
+    status.times.released_at = Some(MicroTime(now));
+    if let Some(latch) = &mut status.latch {
+        latch.held = false;
+    }
+    status.phase = HaltPhase::Released;
+    set_condition(&mut status.conditions, now, generation, (c::RELEASED, "True", "Released"), by.clone());
+    for type_ in [c::HALTED, c::LATCHED] {
+        set_condition(&mut status.conditions, now, generation, (type_, "False", "Released"), by.clone());
+    }
+    record::kstatus(status, generation, now);
+}

@@ -1,0 +1,1 @@
+//! Jobs that run the user's own code.
