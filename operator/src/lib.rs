@@ -14,6 +14,7 @@ pub mod jobs;
 pub mod leader;
 pub mod metrics;
 pub mod outbound;
+pub mod resume;
 pub mod scale;
 pub mod system;
 pub mod workloads;

@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The time between two attempts: the first, doubled each time, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How long recording an intent and observing the target may take before the call.
-pub(super) const PREPARE: Duration = Duration::from_secs(5);
+/// How long recording an intent may take.
+pub(super) const RECORD: Duration = Duration::from_secs(5);
 
 /// How far the clocks of two leaders may be apart.
 const SKEW: Duration = Duration::from_secs(1);
@@ -153,12 +153,12 @@ fn look(
                 _ => Verdict::Begin,
             },
         },
-        StepState::Running => match until(entry.deadline.as_ref(), Duration::ZERO, at.now) {
-            Some(time) if entry.epoch.is_none_or(|e| e != at.epoch) => Verdict::Wait(time),
-            under_way => match observed.get(&definition.name) {
-                None => Verdict::Ask,
-                Some(seen) => judge(definition, entry, seen, under_way, at.now),
-            },
+        StepState::Running => match observed.get(&definition.name) {
+            None => Verdict::Ask,
+            Some(seen) => {
+                let under_way = until(entry.deadline.as_ref(), Duration::ZERO, at.now);
+                judge(definition, entry, seen, under_way, at.now)
+            }
         },
     }
 }
@@ -225,7 +225,7 @@ pub fn settle(definition: &Definition, entry: &StepStatus, acted: &Acted, now: T
         },
         Acted::Started { message, external_ref } => StepStatus {
             deadline: None,
-            message: Some(shorten(message)),
+            message: Some(shorten(message)).filter(|m| !m.is_empty()),
             external_ref: external_ref.clone().or_else(|| entry.external_ref.clone()),
             ..entry.clone()
         },
@@ -264,7 +264,7 @@ fn intent(definition: &Definition, entry: StepStatus, at: Moment<'_>) -> StepSta
         started_at: entry.started_at.or(Some(MicroTime(at.now))),
         finished_at: None,
         operation_id: Some(format!("{}/{}/{attempt}", at.run, definition.name)),
-        deadline: Some(MicroTime(later(at.now, PREPARE + definition.call + SKEW))),
+        deadline: Some(MicroTime(later(at.now, RECORD + definition.look + definition.call + SKEW))),
         epoch: Some(at.epoch),
         external_ref: None,
         message: entry.message,

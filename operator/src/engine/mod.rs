@@ -15,9 +15,9 @@
 //! 4. The result is recorded. A call that was acknowledged clears the deadline; one whose outcome is open leaves it.
 //!
 //! After a crash the run finds an intent without a result. It observes, and until the deadline it does no more than
-//! that; an intent of another term it leaves alone altogether. Afterwards an effect that certainly did not happen, or
-//! that may be repeated, gets a new attempt. One that may not, and that cannot be observed, becomes `Indeterminate`:
-//! a person has to decide.
+//! that, whoever's intent it was: a leader that is on its way out may still be calling. Afterwards an effect that
+//! certainly did not happen, or that may be repeated, gets a new attempt. One that may not, and that cannot be
+//! observed, becomes `Indeterminate`: a person has to decide.
 //!
 //! # The journal
 //!
@@ -45,6 +45,8 @@ pub struct Definition {
     pub name: String,
     /// Whether its effect may happen more than once without harm.
     pub repeatable: bool,
+    /// The longest that one [`Step::observe`] may take.
+    pub look: Duration,
     /// The longest that one [`Step::act`] may take. It is cut off after it, with an unknown outcome.
     pub call: Duration,
     /// The step fails when it is not done this long after it was first tried.
@@ -56,11 +58,13 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// A step that may be repeated, without a time limit, whose calls take at most 4 s and that is asked every 2 s.
+    /// A step that may be repeated, without a time limit, whose looks and calls take at most 4 s and that is asked
+    /// every 2 s.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             repeatable: true,
+            look: Duration::from_secs(4),
             call: Duration::from_secs(4),
             timeout: None,
             until: None,

@@ -6,18 +6,15 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use k8s_openapi::jiff::Timestamp;
 use standfast_crds::v1alpha1::{StepState, StepStatus};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Acted, Controls, Definition, Observation, Procedure, Step,
-    decide::{Decision, End, Moment, PREPARE, decide, entry, settle},
+    decide::{Decision, End, Moment, RECORD, decide, entry, settle},
 };
 
 /// How often a result is recorded again when something else of the object was changed in between.
 const RECORD_TRIES: usize = 4;
-
-/// The longest that a look may take.
-const LOOK: Duration = Duration::from_secs(10);
 
 /// Why a journal was not read or written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +108,7 @@ pub async fn advance(
     if let Decision::Observe(names) = &decision {
         let asked = steps(procedure, &waves, names).map(|(step, definition)| {
             let entry = entry(&entries, &definition.name);
-            async move { (entry.name.clone(), observe(step, &entry, LOOK).await) }
+            async move { (entry.name.clone(), observe(step, definition, &entry).await) }
         });
         let observed = join_all(asked).await.into_iter().collect();
         started = Instant::now();
@@ -161,30 +158,33 @@ fn steps<'a>(
     all.filter(|(_, d)| names.contains(&d.name)).map(|(s, d)| (&**s, d))
 }
 
-async fn observe(step: &dyn Step, entry: &StepStatus, limit: Duration) -> Observation {
-    let looked = timeout(limit, step.observe(entry)).await;
-    looked.unwrap_or_else(|_| Observation::Unknown(format!("it could not be read within {} s", limit.as_secs())))
+async fn observe(step: &dyn Step, definition: &Definition, entry: &StepStatus) -> Observation {
+    let looked = timeout(definition.look, step.observe(entry)).await;
+    looked.unwrap_or_else(|_| {
+        Observation::Unknown(format!("it could not be read within {} s", definition.look.as_secs_f32()))
+    })
 }
 
 /// Steps 2 and 3 of the protocol. Ends before the intent's deadline.
 async fn act(step: &dyn Step, definition: &Definition, entry: &StepStatus, term: &dyn Term, started: Instant) -> Acted {
-    let prepared = started + PREPARE;
-    match timeout_at(prepared, step.observe(entry)).await {
-        Ok(Observation::Done(text)) => return Acted::Done(text),
-        Ok(Observation::NotNeeded(text)) => return Acted::NotNeeded(text),
-        Ok(Observation::Failed(text)) => return Acted::Failed(text),
-        Ok(Observation::InProgress(message)) => return Acted::Started { message, external_ref: None },
+    if started.elapsed() > RECORD {
+        return Acted::Again("recording the intent took too long".into());
+    }
+    match observe(step, definition, entry).await {
+        Observation::Done(text) => return Acted::Done(text),
+        Observation::NotNeeded(text) => return Acted::NotNeeded(text),
+        Observation::Failed(text) => return Acted::Failed(text),
+        Observation::InProgress(message) => return Acted::Started { message, external_ref: None },
         // Nothing of this attempt was called, and no attempt before it had an effect.
-        Ok(Observation::NotDone(_) | Observation::Unknown(_)) => {}
-        Err(_) => return Acted::Again(format!("it could not be read within {} s", PREPARE.as_secs())),
+        Observation::NotDone(_) | Observation::Unknown(_) => {}
     }
     // What may be repeated does no harm when it comes late.
     let needed = if definition.repeatable { Duration::ZERO } else { definition.call };
     if let Err(why) = term.allows(needed) {
         return Acted::Again(why);
     }
-    if Instant::now() > prepared {
-        return Acted::Again("recording the intent took too long".into());
+    if started.elapsed() > RECORD + definition.look {
+        return Acted::Again("preparing the call took too long".into());
     }
     let acted = timeout(definition.call, step.act(entry)).await;
     acted.unwrap_or_else(|_| Acted::Unknown(format!("no answer within {} s", definition.call.as_secs_f32())))

@@ -95,11 +95,15 @@ fn a_call_that_may_be_under_way_is_not_made_again() {
 }
 
 #[test]
-fn intents_of_another_term_are_left_alone_until_their_deadline() {
-    let entry = running("a", Some(NOW + 5), 2);
-    assert_eq!(ask(once("a"), entry, None, Controls::default()), Decision::Wait(Duration::from_secs(5)));
-    let entry = running("a", Some(NOW - 1), 2);
-    assert_eq!(ask(once("a"), entry, None, Controls::default()), Decision::Observe(vec!["a".into()]));
+fn an_intent_of_another_term_is_looked_at_and_not_acted_on_before_its_deadline() {
+    let entry = running("a", Some(NOW + 1), 2);
+    assert_eq!(ask(once("a"), entry.clone(), None, Controls::default()), Decision::Observe(vec!["a".into()]));
+    for seen in [Observation::NotDone("x".into()), Observation::Unknown("x".into())] {
+        let decision = ask(once("a"), entry.clone(), Some(seen), Controls::default());
+        assert_eq!(decision, Decision::Wait(Duration::from_secs(1)));
+    }
+    let decision = ask(once("a"), entry, Some(Observation::Done("x".into())), Controls::default());
+    assert_eq!(state(&decision).0, StepState::Succeeded);
     assert_eq!(ask(once("a"), running("a", None, 4), None, Controls::default()), Decision::Superseded);
 }
 
@@ -109,7 +113,7 @@ fn attempts_are_numbered_and_spaced() {
     let Decision::Record { steps, begin } = ask(once("a"), fresh, None, Controls::default()) else { panic!() };
     assert_eq!(begin, ["a"]);
     assert_eq!((steps[0].operation_id.as_deref(), steps[0].epoch), (Some("u/a/1"), Some(3)));
-    assert_eq!(steps[0].deadline, Some(MicroTime(at(NOW + 10))));
+    assert_eq!(steps[0].deadline, Some(MicroTime(at(NOW + 14))));
 
     let again = settle(&once("a"), &steps[0], &Acted::Again("busy".into()), at(NOW - 1));
     assert_eq!((again.state, again.attempts, again.message.as_deref()), (StepState::Pending, 1, Some("busy")));
