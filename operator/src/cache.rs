@@ -20,33 +20,16 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::MissedTickBehavior;
 
-/// The namespaces that are watched.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// All of them.
-    Cluster,
-    /// These.
-    Namespaces(Vec<String>),
-}
+use crate::args::Scope;
 
-impl Scope {
-    /// Whether objects of this namespace are seen.
-    pub fn covers(&self, namespace: &str) -> bool {
-        match self {
-            Self::Cluster => true,
-            Self::Namespaces(names) => names.iter().any(|n| n == namespace),
-        }
-    }
-
-    fn apis<K>(&self, client: &Client) -> Vec<(Option<String>, Api<K>)>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
-        match self {
-            Self::Cluster => vec![(None, Api::all(client.clone()))],
-            Self::Namespaces(names) => {
-                names.iter().map(|n| (Some(n.clone()), Api::namespaced(client.clone(), n))).collect()
-            }
+fn apis<K>(scope: &Scope, client: &Client) -> Vec<(Option<String>, Api<K>)>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    match scope {
+        Scope::Cluster => vec![(None, Api::all(client.clone()))],
+        Scope::Namespaces(names) => {
+            names.iter().map(|n| (Some(n.clone()), Api::namespaced(client.clone(), n))).collect()
         }
     }
 }
@@ -156,7 +139,7 @@ where
     // The store becomes ready when every watch has delivered its first list.
     writer.apply_watcher_event(&Event::Init);
     let cache = Cache { store: reader.clone() };
-    let apis = scope.apis::<K>(client);
+    let apis = apis::<K>(scope, client);
     let mut feeder = Feeder { writer, reader, waiting: apis.len(), lean, on_change };
     let drive = async move {
         let config = watcher::Config::default().timeout(feed.watch_timeout).page_size(500);

@@ -12,7 +12,7 @@ use kube::{
     core::{Status, response::reason},
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 use tower::{BoxError, service_fn};
@@ -41,18 +41,19 @@ pub struct Clients {
     pub halt: Client,
     /// For the leader election only.
     pub lease: Client,
+    /// To be taken for each write of the halting controller to a workload.
+    pub turns: Turns,
 }
 
 impl Clients {
-    /// Clients for the cluster of `$KUBECONFIG`, `~/.kube/config` or the pod's service account. `halt_writes` is how
-    /// many calls of the halting controller are under way at a time; more wait for their turn.
-    pub async fn infer(halt_writes: u16) -> Result<Self, ConnectError> {
+    /// Clients for the cluster of `$KUBECONFIG`, `~/.kube/config` or the pod's service account, and so many [`Turns`].
+    pub async fn infer(turns: u16) -> Result<Self, ConnectError> {
         let config = Config::infer().await.map_err(|error| ConnectError(error.to_string()))?;
-        Self::new(&config, halt_writes)
+        Self::new(&config, turns)
     }
 
     /// Clients for the cluster of `config`, whose time-outs and retries are replaced.
-    pub fn new(config: &Config, halt_writes: u16) -> Result<Self, ConnectError> {
+    pub fn new(config: &Config, turns: u16) -> Result<Self, ConnectError> {
         let mut patient = config.clone();
         patient.connect_timeout = Some(CONNECT_TIMEOUT);
         patient.default_retry = false;
@@ -64,14 +65,16 @@ impl Clients {
         Ok(Self {
             watch: connect(&patient)?,
             api: retry_reads(connect(&strict)?),
-            halt: retry_reads(limit(connect(&strict)?, halt_writes)),
+            halt: retry_reads(connect(&strict)?),
             lease: retry_reads(connect(&strict)?),
+            turns: Turns::new(turns),
         })
     }
 
     /// One client for everything, such as a fake or one that faults calls.
-    pub fn same(client: &Client) -> Self {
-        Self { watch: client.clone(), api: client.clone(), halt: client.clone(), lease: client.clone() }
+    pub fn same(client: &Client, turns: u16) -> Self {
+        let [watch, api, halt, lease] = std::array::from_fn(|_| client.clone());
+        Self { watch, api, halt, lease, turns: Turns::new(turns) }
     }
 }
 
@@ -80,19 +83,31 @@ impl Clients {
 #[error("cannot set up a client of the API server: {0}")]
 pub struct ConnectError(String);
 
-/// At most `calls` requests of `client` are under way at a time.
-pub fn limit(client: Client, calls: u16) -> Client {
-    let namespace = client.default_namespace().to_owned();
-    let turns = Arc::new(Semaphore::new(calls.into()));
-    let service = service_fn(move |request: Request<Body>| {
-        let (client, turns) = (client.clone(), Arc::clone(&turns));
-        async move {
-            // Until the head of the answer: small answers have arrived by then.
-            let _turn = turns.acquire_owned().await?;
-            Ok::<_, BoxError>(client.send(request).await?)
-        }
-    });
-    Client::new(service, namespace)
+/// How many of something are under way at a time. Clones share it.
+///
+/// A turn is taken *before* the leadership is checked and the deadline of a call begins: 500 calls that are started
+/// together would else use up their deadlines by waiting for each other.
+#[derive(Clone, Debug)]
+pub struct Turns(Arc<Semaphore>);
+
+impl Turns {
+    /// So many at a time, at least one.
+    pub fn new(turns: u16) -> Self {
+        Self(Arc::new(Semaphore::new(turns.max(1).into())))
+    }
+
+    /// Waits for a turn, which ends when it is dropped.
+    pub async fn take(&self) -> Turn {
+        // The semaphore is never closed.
+        Turn { _permit: Arc::clone(&self.0).acquire_owned().await.ok() }
+    }
+}
+
+/// A turn that was taken.
+#[derive(Debug)]
+#[must_use = "the turn ends when this is dropped"]
+pub struct Turn {
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Repeats reads that failed in passing: no connection, no whole answer, 429, 5xx. Writes and watches are passed on.

@@ -1,5 +1,7 @@
 //! The Standfast operator.
 
+pub mod app;
+pub mod admin;
 pub mod args;
 pub mod cache;
 pub mod calls;
@@ -17,4 +19,5 @@ pub mod outbound;
 pub mod resume;
 pub mod scale;
 pub mod system;
+pub mod telemetry;
 pub mod workloads;

@@ -15,7 +15,10 @@ use kube::{Client, Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use standfast_crds::v1alpha1::{Workload, WorkloadKind, WorkloadRole};
 
-use crate::cache::{self, Cache, Change, Feed, Scope};
+use crate::{
+    args::Scope,
+    cache::{self, Cache, Change, Feed},
+};
 
 /// What is needed of a Deployment.
 #[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]

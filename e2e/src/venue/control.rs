@@ -127,7 +127,7 @@ async fn revive(Shared(core): Venue, Path((key, id)): Path<(String, String)>) ->
 }
 
 async fn show_closes(Shared(core): Venue, Path(key): Path<String>) -> Result {
-    core.peek(|state| Ok(Json(json!(closes(state.ledger.since(0), &key)))))
+    core.read(|state| Ok(Json(json!(closes(state.ledger.since(0), &key)))))
 }
 
 async fn set_prices(Shared(core): Venue, body: Bytes) -> Result {
@@ -169,7 +169,7 @@ async fn add_fault(Shared(core): Venue, body: Bytes) -> Result {
 }
 
 async fn list_faults(Shared(core): Venue) -> Result {
-    core.peek(|state| {
+    core.read(|state| {
         let list: Vec<Value> = state.faults.list().iter().map(|(id, f)| json!({"id": id, "fault": f})).collect();
         Ok(Json(json!(list)))
     })
@@ -198,7 +198,7 @@ struct LedgerQuery {
 }
 
 async fn show_ledger(Shared(core): Venue, Query(query): Query<LedgerQuery>) -> Result {
-    core.peek(|state| {
+    core.read(|state| {
         let wanted = state.ledger.since(query.since);
         let wanted: Vec<_> = wanted.filter(|e| query.account.is_none() || e.account == query.account).collect();
         Ok(Json(json!(wanted)))

@@ -56,13 +56,21 @@ impl State {
         self.accounts.entry(key.to_owned()).or_insert_with(fresh).secret = secret.to_owned();
     }
 
-    fn advance(&mut self) {
-        let now = self.now();
+    /// Carries out what is due; says whether anything was.
+    fn advance(&mut self) -> bool {
+        let (now, mut any) = (self.now(), false);
         for (key, account) in &mut self.accounts {
             for event in account.book.advance(&self.market, self.market.behaviour_of(key), now) {
                 self.ledger.push(now, Some(key), line(event));
+                any = true;
             }
         }
+        any
+    }
+
+    /// The book of an account, to read.
+    pub(super) fn view(&self, key: &str) -> Option<(&Book, &Market)> {
+        Some((&self.accounts.get(key)?.book, &self.market))
     }
 }
 
@@ -97,15 +105,23 @@ impl Core {
         result
     }
 
-    /// Looks at the state without moving it.
-    pub(super) fn peek<R>(&self, look: impl FnOnce(&State) -> R) -> R {
-        look(&self.lock())
+    /// Looks at the state as it is by now. Only what became due counts as a change, the look does not.
+    pub(super) fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        let mut state = self.lock();
+        let changed = state.advance();
+        let result = look(&state);
+        drop(state);
+        if changed {
+            self.kick.notify_one();
+            self.changed.notify_waiters();
+        }
+        result
     }
 
     /// Carries out what becomes due while nobody asks.
     pub(super) async fn drive(self: Arc<Self>) {
         loop {
-            let due = self.peek(|state| state.accounts.values().filter_map(|a| a.book.next_due()).min());
+            let due = self.lock().accounts.values().filter_map(|a| a.book.next_due()).min();
             let wait = due.map_or(Duration::from_secs(3600), |due| {
                 Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default()
             });
@@ -129,7 +145,8 @@ impl Core {
             if let Some(found) = look() {
                 return Some(found);
             }
-            if tokio::time::timeout_at(end, change).await.is_err() {
+            // The clock is asked first: a look that changes something would be its own reason to look again for ever.
+            if tokio::time::Instant::now() >= end || tokio::time::timeout_at(end, change).await.is_err() {
                 return look();
             }
         }

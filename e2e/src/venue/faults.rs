@@ -81,6 +81,11 @@ impl Fault {
         Fault { method, path: path.to_owned(), account: None, skip: 0, times: None, when: When::Before, action }
     }
 
+    /// A fault for every request with this path prefix, whatever its method.
+    pub fn any(path: &str, action: Action) -> Self {
+        Fault { method: None, ..Self::on("", path, action) }
+    }
+
     /// Only so many times.
     #[must_use]
     pub fn times(self, times: u32) -> Self {

@@ -6,6 +6,7 @@
 
 mod api;
 mod book;
+pub mod bot;
 pub mod control;
 mod core;
 pub mod faults;
@@ -31,11 +32,13 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use tokio::sync::oneshot;
 
-pub use self::book::{BookEvent, Settings};
-use self::core::{Core, State};
+use self::book::Book;
+pub use self::book::Settings;
+use self::core::Core;
 pub use self::faults::{Action, Fault, When};
 pub use self::ledger::{Closes, Effect, Entry, Outcome, Request, What};
 pub use self::market::Behaviour;
+use self::market::Market;
 use self::net::{Connection, CuttableListener};
 pub use self::order::{CloseAmount, NewOrder, Order, OrderStatus, OrderType, Position, Refusal, Side, TimeInForce};
 pub use rust_decimal::Decimal;
@@ -132,27 +135,27 @@ impl PaperVenue {
     /// Sets a holding directly; zero removes it.
     pub fn set_position(&self, key: &str, symbol: &str, qty: impl Into<Decimal>, avg_entry_price: impl Into<Decimal>) {
         let (qty, price) = (qty.into(), avg_entry_price.into());
-        self.on(key, |state| state.book(key).map(|(book, _)| book.set_position(symbol, qty, price)));
+        self.change(key, |book| book.set_position(symbol, qty, price));
     }
 
     /// The open orders, oldest first.
     pub fn open_orders(&self, key: &str) -> Vec<Order> {
-        self.on(key, |state| state.book(key).map(|(book, _)| book.open_orders().cloned().collect()))
+        self.see(key, |book, _| book.open_orders().cloned().collect())
     }
 
     /// Every order there ever was, oldest first.
     pub fn orders(&self, key: &str) -> Vec<Order> {
-        self.on(key, |state| state.book(key).map(|(book, _)| book.orders().to_vec()))
+        self.see(key, |book, _| book.orders().to_vec())
     }
 
     /// The positions, by symbol.
     pub fn positions(&self, key: &str) -> Vec<Position> {
-        self.on(key, |state| state.book(key).map(|(book, market)| book.positions(market)))
+        self.see(key, |book, market| book.positions(market))
     }
 
     /// The account's settings, `suspend_trade` among them.
     pub fn settings(&self, key: &str) -> Settings {
-        self.on(key, |state| state.book(key).map(|(book, _)| book.settings.clone()))
+        self.see(key, |book, _| book.settings.clone())
     }
 
     /// Whether new orders are refused at the account's own wish.
@@ -162,7 +165,7 @@ impl PaperVenue {
 
     /// Sets or lifts `suspend_trade`, as a person does on the broker's site.
     pub fn suspend(&self, key: &str, suspended: bool) {
-        self.on(key, |state| state.book(key).map(|(book, _)| book.settings.suspend_trade = suspended));
+        self.change(key, |book| book.settings.suspend_trade = suspended);
     }
 
     /// Brings a cancelled order back.
@@ -175,13 +178,20 @@ impl PaperVenue {
         })
     }
 
-    /// An account a test asks for and never made is a mistake in the test.
-    fn on<R>(&self, key: &str, act: impl FnOnce(&mut State) -> Result<R, Refusal>) -> R {
-        match self.core.with(act) {
-            Ok(result) => result,
-            Err(_) => panic!("the paper venue has no account {key}"),
-        }
+    fn see<R>(&self, key: &str, look: impl FnOnce(&Book, &Market) -> R) -> R {
+        let found = self.core.read(|state| state.view(key).map(|(book, market)| look(book, market)));
+        found.unwrap_or_else(|| no_account(key))
     }
+
+    fn change(&self, key: &str, act: impl FnOnce(&mut Book)) {
+        let done = self.core.with(|state| state.book(key).map(|(book, _)| act(book)));
+        done.unwrap_or_else(|_| no_account(key));
+    }
+}
+
+/// An account that a test asks for and never made is a mistake in the test.
+fn no_account(key: &str) -> ! {
+    panic!("the paper venue has no account {key}")
 }
 
 /// The market.
@@ -240,7 +250,7 @@ impl PaperVenue {
 
     /// What happened from a line on.
     pub fn ledger_since(&self, seq: u64) -> Vec<Entry> {
-        self.core.peek(|state| state.ledger.since(seq).cloned().collect())
+        self.core.read(|state| state.ledger.since(seq).cloned().collect())
     }
 
     /// Forgets what happened so far.
@@ -260,7 +270,7 @@ impl PaperVenue {
 
     /// What was closed of each symbol; an emergency close is right when `orders` is 1 and `filled` is what was held.
     pub fn closes(&self, key: &str) -> BTreeMap<String, Closes> {
-        self.core.peek(|state| ledger::closes(state.ledger.since(0), key))
+        self.core.read(|state| ledger::closes(state.ledger.since(0), key))
     }
 
     /// Waits until a look at the venue gives something; `None` when the time is over. Looks again at every change.

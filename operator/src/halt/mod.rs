@@ -158,7 +158,7 @@ impl HaltReconciler {
     }
 
     fn event(&self, halt: &TradingHalt, reason: &str, note: &str) {
-        self.events.emit(&halt.object_ref(&()), EventType::Normal, reason, reason, note);
+        self.events.emit(halt.object_ref(&()), EventType::Normal, reason, reason, note);
     }
 
     /// One look at a held halt.
@@ -265,7 +265,7 @@ impl HaltReconciler {
     fn mirror(&self, halt: &TradingHalt, status: &TradingHaltStatus, from: usize) {
         for entry in status.evidence.entries.iter().skip(from) {
             if entry.event == "Unverified" {
-                self.events.emit(&halt.object_ref(&()), EventType::Warning, &entry.event, &entry.event, &entry.message);
+                self.events.emit(halt.object_ref(&()), EventType::Warning, &entry.event, &entry.event, &entry.message);
             } else {
                 self.event(halt, &entry.event, &entry.message);
             }

@@ -1,0 +1,266 @@
+//! Puts the parts together: caches, triggers between kinds, controllers.
+//!
+//! Everything outside comes in as [`Parts`], so that a test can put faults between the operator and the world.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Resource, ResourceExt};
+use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use crate::{
+    args::Scope,
+    cache::{self, Cache, Change, Feed},
+    calls::Caller,
+    client::Clients,
+    controller::{self, Guarded, Observer, Trigger},
+    events::Events,
+    guardrails::Guardrails,
+    halt::{Caches, HaltReconciler},
+    held,
+    leader::Leadership,
+    metrics::Metrics,
+    outbound::Transport,
+    workloads::{View, Workloads},
+};
+
+/// What the operator is made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// Ways to the API server.
+    pub clients: Clients,
+    /// The way to everything else, for halts.
+    pub halt_transport: Arc<dyn Transport>,
+    /// The way to everything else, for all other work.
+    pub transport: Arc<dyn Transport>,
+    /// What is watched.
+    pub scope: Scope,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Kubernetes Events.
+    pub events: Events,
+    /// Halts that are worked on at a time.
+    pub halt_concurrency: u16,
+    /// Objects of each other kind that are worked on at a time.
+    pub concurrency: u16,
+}
+
+type HaltTrigger = Trigger<Guarded<TradingHalt>>;
+type SystemTrigger = Trigger<Guarded<TradingSystem>>;
+type ResumeTrigger = Trigger<Guarded<TradingResume>>;
+type Arrivals<K> = mpsc::UnboundedReceiver<kube::runtime::reflector::ObjectRef<Guarded<K>>>;
+
+/// The caches, warm or warming, and what they trigger. A standby has them too.
+pub struct Warm {
+    /// The caches.
+    pub caches: Caches,
+    halts: (HaltTrigger, Arrivals<TradingHalt>),
+    systems: (SystemTrigger, Arrivals<TradingSystem>),
+    resumes: (ResumeTrigger, Arrivals<TradingResume>),
+    deleted: mpsc::UnboundedReceiver<Deleted>,
+    feeds: JoinSet<()>,
+}
+
+enum Deleted {
+    Halt(Box<TradingHalt>),
+    Resume(Box<TradingResume>),
+}
+
+/// Whether a change of an object asks for a reconcile of that object: what we write ourselves does not.
+fn asks<K: ResourceExt>(old: Option<&Guarded<K>>, new: &Guarded<K>) -> bool
+where
+    K: Resource<DynamicType = ()>,
+{
+    let facts = |g: &Guarded<K>| (g.uid(), g.meta().generation, g.meta().deletion_timestamp.clone());
+    old.is_none_or(|old| facts(old) != facts(new))
+}
+
+/// Opens the caches and begins to feed them.
+pub fn warm(parts: &Parts) -> Warm {
+    let (halt_trigger, halt_arrivals) = HaltTrigger::channel();
+    let (system_trigger, system_arrivals) = SystemTrigger::channel();
+    let (resume_trigger, resume_arrivals) = ResumeTrigger::channel();
+    let (deletions, deleted) = mpsc::unbounded_channel();
+    let client = &parts.clients.watch;
+    let mut feeds = JoinSet::new();
+
+    let halts = {
+        let (halt, system, resume) = (halt_trigger.clone(), system_trigger.clone(), resume_trigger.clone());
+        let deletions = deletions.clone();
+        let known = Arc::new(std::sync::OnceLock::<Cache<Guarded<TradingResume>>>::new());
+        let resumes = Arc::clone(&known);
+        let on_change = move |change: Change<'_, Guarded<TradingHalt>>| {
+            let (asked, new) = match change {
+                Change::Applied(old, new) => (asks(old, new), new),
+                Change::Deleted(gone) => {
+                    if let Ok(gone) = &gone.0 {
+                        let _ = deletions.send(Deleted::Halt(Box::new(gone.clone())));
+                    }
+                    (false, gone)
+                }
+            };
+            let (namespace, name) = (new.namespace().unwrap_or_default(), new.name_any());
+            if asked {
+                halt.pull(&namespace, &name);
+            }
+            if let Ok(new) = &new.0 {
+                system.pull(&namespace, &new.spec.system_ref.name);
+            }
+            let resumes = resumes.get().map(|r| r.read_namespace(&namespace)).unwrap_or_default();
+            for waiting in resumes.iter().filter(|r| r.spec.halt_ref.name == name) {
+                resume.pull(&namespace, &waiting.name_any());
+            }
+        };
+        let metrics = parts.metrics.clone();
+        let stale = move || metrics.watch_stale("TradingHalt");
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, stale);
+        feeds.spawn(feed);
+        (cache, known)
+    };
+    let (halts, known_resumes) = halts;
+
+    let systems = {
+        let (halt, system, halts) = (halt_trigger.clone(), system_trigger.clone(), halts.clone());
+        let on_change = move |change: Change<'_, Guarded<TradingSystem>>| {
+            let new = match change {
+                Change::Applied(old, new) if asks(old, new) => new,
+                Change::Applied(..) => return,
+                Change::Deleted(gone) => gone,
+            };
+            let (namespace, name) = (new.namespace().unwrap_or_default(), new.name_any());
+            system.pull(&namespace, &name);
+            for held in halts.read_namespace(&namespace).iter().filter(|h| h.spec.system_ref.name == name) {
+                halt.pull(&namespace, &held.name_any());
+            }
+        };
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        feeds.spawn(feed);
+        cache
+    };
+
+    let resumes = {
+        let (halt, resume) = (halt_trigger.clone(), resume_trigger.clone());
+        let on_change = move |change: Change<'_, Guarded<TradingResume>>| match change {
+            Change::Applied(old, new) => {
+                let namespace = new.namespace().unwrap_or_default();
+                if asks(old, new) {
+                    resume.pull(&namespace, &new.name_any());
+                }
+                if let Ok(new) = &new.0
+                    && new.status.as_ref().is_some_and(|s| s.release_requested_at.is_some())
+                {
+                    halt.pull(&namespace, &new.spec.halt_ref.name);
+                }
+            }
+            Change::Deleted(gone) => {
+                if let Ok(gone) = &gone.0 {
+                    let _ = deletions.send(Deleted::Resume(Box::new(gone.clone())));
+                }
+            }
+        };
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        feeds.spawn(feed);
+        cache
+    };
+    let _ = known_resumes.set(resumes.clone());
+
+    let workloads = {
+        let (halt, system) = (halt_trigger.clone(), system_trigger.clone());
+        let (halts, systems) = (halts.clone(), systems.clone());
+        let on_change = move |old: Option<&View>, new: &View| {
+            let key = &new.key;
+            if new.active() {
+                for held in halts.read_namespace(&key.namespace) {
+                    if held::holds(&held) && held::record(&held, key.kind, &key.name).is_some() {
+                        halt.pull(&key.namespace, &held.name_any());
+                    }
+                }
+            }
+            if old != Some(new) {
+                for one in systems.read_namespace(&key.namespace) {
+                    system.pull(&key.namespace, &one.name_any());
+                }
+            }
+        };
+        let (workloads, feed) = Workloads::open(client, &parts.scope, on_change);
+        feeds.spawn(feed);
+        workloads
+    };
+
+    Warm {
+        caches: Caches { systems, halts, resumes, workloads },
+        halts: (halt_trigger, halt_arrivals),
+        systems: (system_trigger, system_arrivals),
+        resumes: (resume_trigger, resume_arrivals),
+        deleted,
+        feeds,
+    }
+}
+
+fn strip<K: ResourceExt>(object: &mut K) {
+    object.managed_fields_mut().clear();
+    object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+}
+
+impl Warm {
+    /// Waits until every cache has its first list.
+    pub async fn ready(&self) {
+        let c = &self.caches;
+        tokio::join!(c.systems.ready(), c.halts.ready(), c.resumes.ready(), c.workloads.ready());
+    }
+
+    /// Runs the controllers. Ends only when one of them does, which is a failure.
+    pub async fn lead(self, parts: Parts, leadership: Leadership) {
+        let Self { caches, halts, systems, resumes, mut deleted, mut feeds } = self;
+        let guardrails = Guardrails::new(parts.clients.api.clone());
+        let observer: Arc<dyn Observer> = Arc::new(parts.metrics.clone());
+        let halting = Arc::new(HaltReconciler::new(
+            parts.clients.halt.clone(),
+            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone())),
+            caches.clone(),
+            guardrails.clone(),
+            leadership.clone(),
+            parts.metrics.clone(),
+            parts.events.clone(),
+        ));
+        let forgetting = Arc::clone(&halting);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(controller::run(halting, caches.halts.clone(), halts.1, parts.halt_concurrency, Arc::clone(&observer)));
+        tasks.spawn(count(caches.halts.clone(), parts.metrics.clone()));
+        tasks.spawn(async move {
+            while let Some(gone) = deleted.recv().await {
+                match gone {
+                    Deleted::Halt(halt) => forgetting.gone(&halt),
+                    Deleted::Resume(_) => {}
+                }
+            }
+        });
+        let _ = (systems, resumes);
+        tokio::select! {
+            ended = tasks.join_next() => tracing::error!(?ended, "a controller ended"),
+            ended = feeds.join_next() => tracing::error!(?ended, "a cache is not fed any more"),
+            () = leadership.lost().map(|why| tracing::error!(%why, "leadership is lost")) => {}
+        }
+    }
+}
+
+/// Keeps the metrics of halts up to date.
+async fn count(halts: Cache<Guarded<TradingHalt>>, metrics: Metrics) {
+    let mut interval = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        interval.tick().await;
+        let (all, now) = (halts.all(), Timestamp::now());
+        let readable: Vec<_> = all.iter().filter_map(|h| h.0.as_ref().ok()).collect();
+        metrics.halts(readable.iter().map(|h| h.status.as_ref().map(|s| s.phase).unwrap_or_default()));
+        for halt in readable.iter().filter(|h| held::holds(h)) {
+            let verified = halt.status.as_ref().and_then(|s| s.last_verified_at.as_ref().or(s.times.committed_at.as_ref()));
+            if let Some(at) = verified {
+                let age = now.duration_since(at.0).unsigned_abs();
+                metrics.halt_verified(&halt.namespace().unwrap_or_default(), &halt.name_any(), age);
+            }
+        }
+    }
+}
+

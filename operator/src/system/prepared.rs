@@ -1,0 +1,469 @@
+//! Would an emergency halt work now? Looks at everything outside of the spec that a halt needs, without changing
+//! anything: Secrets are read, connections opened, permissions asked for. No action is sent.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, StatefulSet},
+    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+    autoscaling::v2::HorizontalPodAutoscaler,
+    batch::v1::CronJob,
+    core::v1::Service,
+};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject, ListParams, PostParams},
+};
+use serde_json::Value;
+use standfast_crds::{
+    guardrails::{LATCH_ENABLED, LATCH_LABEL},
+    v1alpha1::{Problem, TradingSystemSpec, WorkloadKind},
+};
+use tokio::time::Instant;
+
+use super::{
+    coexistence::{self, Autoscaler},
+    spec::{self, Request, problem},
+};
+use crate::{
+    calls::Caller,
+    guardrails::{GuardrailState, Guardrails, namespace_enabled, namespace_excluded},
+    outbound::{Call, CallError},
+    workloads::{Key, View},
+};
+
+/// The longest that one call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How many calls one look makes at once.
+const AT_ONCE: usize = 8;
+/// How long a permission that was there is taken to be there.
+const PERMISSION_KEEP: Duration = Duration::from_secs(300);
+/// How many workloads are read whole; of more, only what the cache has is used.
+const WORKLOADS: usize = 200;
+
+/// What one look at the outside found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Survey {
+    /// What stands in the way of a halt.
+    pub problems: Vec<Problem>,
+    /// What could not be found out, and why.
+    pub unknown: Vec<String>,
+}
+
+impl Survey {
+    fn add(&mut self, other: Self) {
+        self.problems.extend(other.problems);
+        self.unknown.extend(other.unknown);
+    }
+
+    fn sorted(mut self) -> Self {
+        // In an order that does not depend on which answer came first.
+        self.problems.sort();
+        self.problems.dedup();
+        self.unknown.sort();
+        self.unknown.dedup();
+        self
+    }
+}
+
+/// Something that the operator must be allowed to do in a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Permission {
+    verb: &'static str,
+    group: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+}
+
+/// Looks at the outside.
+pub(super) struct Surveyor {
+    client: Client,
+    caller: Caller,
+    guardrails: Guardrails,
+    allowed: Mutex<HashMap<(String, Permission), Instant>>,
+}
+
+impl Surveyor {
+    pub fn new(client: Client, caller: Caller, guardrails: Guardrails) -> Self {
+        Self { client, caller, guardrails, allowed: Mutex::default() }
+    }
+
+    /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps connections warm.
+    pub async fn near(&self, namespace: &str, spec: &TradingSystemSpec) -> Survey {
+        let labelled = async {
+            if namespace_excluded(namespace) { None } else { Some(namespace_enabled(&self.client, namespace).await) }
+        };
+        let (labelled, guardrails, mut survey) =
+            tokio::join!(labelled, self.guardrails.state(), self.calls(namespace, spec));
+        survey.add(namespace_survey(namespace, labelled));
+        survey.add(guardrail_survey(&guardrails));
+        survey.sorted()
+    }
+
+    /// What changes rarely: permissions, the workloads' own objects, services.
+    pub async fn far(&self, namespace: &str, spec: &TradingSystemSpec, trading: &[View]) -> Survey {
+        let wanted = permissions(spec, trading);
+        let (mut survey, other) =
+            tokio::join!(self.permissions(namespace, &wanted), self.objects(namespace, spec, trading));
+        survey.add(other);
+        survey.sorted()
+    }
+
+    /// What scales workloads of the namespace.
+    pub async fn autoscalers(&self, namespace: &str) -> Result<Vec<Autoscaler>, String> {
+        let api: Api<HorizontalPodAutoscaler> = Api::namespaced(self.client.clone(), namespace);
+        let what = format!("listing HorizontalPodAutoscalers of {namespace}");
+        let list = read(&what, api.list(&ListParams::default())).await?;
+        let mut found: Vec<_> = list.items.iter().map(coexistence::autoscaler).collect();
+        found.sort();
+        Ok(found)
+    }
+
+    async fn calls(&self, namespace: &str, spec: &TradingSystemSpec) -> Survey {
+        // What cannot be built is told as InvalidSpec.
+        let requests: Vec<_> = spec::requests(spec).into_iter().filter(|(_, r)| spec::buildable(r)).collect();
+        let plain: Vec<_> = requests.iter().filter(|(_, r)| !r.per_item).map(|(_, r)| r.http).collect();
+        let mut prepared = self.caller.prefetch(namespace, &plain).await.into_iter();
+        let mut calls = vec![];
+        for (path, request) in &requests {
+            let call = match request.item() {
+                None => prepared.next(),
+                item => Some(self.caller.prepare(namespace, request.http, item.as_ref()).await),
+            };
+            calls.extend(call.map(|call| (path.as_str(), *request, call)));
+        }
+        let hosts = endpoints(&calls);
+        let probes = hosts.into_iter().map(|endpoint| async move {
+            let found = self.caller.transport().probe(namespace, &endpoint.url, DEADLINE).await;
+            (endpoint, found)
+        });
+        let probes = some_at_once(probes).await;
+        let mut survey = credential_survey(&calls);
+        survey.problems.extend(probes.into_iter().filter_map(|(endpoint, found)| endpoint.problem(found.err()?)));
+        survey
+    }
+
+    async fn permissions(&self, namespace: &str, wanted: &[Permission]) -> Survey {
+        let questions = wanted.iter().map(|p| async move { (p, self.permitted(namespace, *p).await) });
+        let mut survey = Survey::default();
+        for (permission, answer) in some_at_once(questions).await {
+            match answer {
+                Ok(true) => {}
+                Ok(false) => survey.problems.push(permission.missing(namespace)),
+                Err(error) => survey.unknown.push(error),
+            }
+        }
+        survey
+    }
+
+    async fn permitted(&self, namespace: &str, permission: Permission) -> Result<bool, String> {
+        let key = (namespace.to_owned(), permission);
+        let lock = || self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock().get(&key).is_some_and(|at| at.elapsed() < PERMISSION_KEEP) {
+            return Ok(true);
+        }
+        let api: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let review = permission.review(namespace);
+        let what = format!("asking whether the operator may {permission}");
+        let answer = read(&what, api.create(&PostParams::default(), &review)).await?;
+        let allowed = answer.status.is_some_and(|s| s.allowed);
+        let mut known = lock();
+        known.retain(|_, at| at.elapsed() < PERMISSION_KEEP);
+        if allowed {
+            known.insert(key, Instant::now());
+        }
+        Ok(allowed)
+    }
+
+    /// Who else sets the workloads' replicas, and whether reads go to pods that a halt stops.
+    async fn objects(&self, namespace: &str, spec: &TradingSystemSpec, trading: &[View]) -> Survey {
+        let mut survey = Survey::default();
+        let (mut managers, mut labels): (BTreeMap<String, Vec<Key>>, Vec<(Key, BTreeMap<String, String>)>) =
+            Default::default();
+        let reads = trading.iter().take(WORKLOADS).map(|view| async move { (view, self.whole(&view.key).await) });
+        for (view, object) in some_at_once(reads).await {
+            match object {
+                Ok(Some(object)) => {
+                    if let Some(manager) =
+                        coexistence::git_manager(object.metadata.managed_fields.as_deref().unwrap_or_default())
+                    {
+                        managers.entry(manager.to_owned()).or_default().push(view.key.clone());
+                    }
+                    labels.push((view.key.clone(), template_labels(&object)));
+                }
+                // It went away since the cache was read, which is told when the cache has seen it.
+                Ok(None) => {}
+                Err(error) => survey.unknown.push(error),
+            }
+        }
+        for view in trading.iter().skip(WORKLOADS) {
+            labels.push((view.key.clone(), view.match_labels.clone().unwrap_or_default()));
+        }
+        survey.problems.extend(managers.iter().map(|(manager, keys)| git_problem(manager, keys)));
+
+        let api: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        for (name, users) in spec::services(namespace, &spec::requests(spec)) {
+            match read(&format!("reading Service {namespace}/{name}"), api.get_opt(&name)).await {
+                Ok(service) => {
+                    let selector = service.and_then(|s| s.spec?.selector).unwrap_or_default();
+                    let paths: Vec<_> = users.into_iter().map(|(path, _)| path).collect();
+                    survey.problems.extend(halted_source(namespace, &name, &selector, &labels, &paths));
+                }
+                Err(error) => survey.unknown.push(error),
+            }
+        }
+        survey
+    }
+
+    async fn whole(&self, key: &Key) -> Result<Option<DynamicObject>, String> {
+        let resource = match key.kind {
+            WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
+            WorkloadKind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
+            WorkloadKind::CronJob => ApiResource::erase::<CronJob>(&()),
+        };
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
+        read(&format!("reading {key}"), api.get_opt(&key.name)).await
+    }
+}
+
+/// The outcomes of all, a few under way at a time, in their order.
+async fn some_at_once<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+    // Collected first: a stream of a lazy iterator over references cannot be sent to another thread.
+    stream::iter(all.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await
+}
+
+async fn read<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => Err(format!("{what}: {}", status.message)),
+        Ok(Err(error)) => Err(format!("{what}: {error}")),
+        Err(_) => Err(format!("{what}: no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
+/// `None`: the guardrails leave this namespace out.
+fn namespace_survey(namespace: &str, labelled: Option<Result<bool, String>>) -> Survey {
+    let mut survey = Survey::default();
+    match labelled {
+        None => survey.problems.push(problem(
+            "NamespaceExcluded",
+            format!("latches never apply in namespace {namespace}: run the trading system in another one"),
+        )),
+        Some(Ok(true)) => {}
+        Some(Ok(false)) => survey.problems.push(problem(
+            "NamespaceNotLabelled",
+            format!(
+                "Namespace {namespace} does not carry the label that makes latches work, run: \
+                 kubectl label namespace {namespace} {LATCH_LABEL}={LATCH_ENABLED}"
+            ),
+        )),
+        Some(Err(error)) => survey.unknown.push(error),
+    }
+    survey
+}
+
+fn guardrail_survey(state: &GuardrailState) -> Survey {
+    let mut survey = Survey::default();
+    match (state, state.problem()) {
+        (GuardrailState::Unknown(why), _) => survey.unknown.push(why.clone()),
+        (_, Some((reason, message))) => survey.problems.push(problem(reason, message)),
+        (_, None) => {}
+    }
+    survey
+}
+
+/// The fields that something is about, for the end of a message.
+fn fields(paths: &[&str]) -> String {
+    match paths {
+        [] => String::new(),
+        [one] => format!(" (spec.{one})"),
+        [first, rest @ ..] => format!(" (spec.{first} and {} more)", rest.len()),
+    }
+}
+
+type Prepared<'a> = (&'a str, Request<'a>, Result<Call, CallError>);
+
+/// Secrets that are not there or may not be used: one problem for each, whatever number of requests needs it.
+fn credential_survey(calls: &[Prepared<'_>]) -> Survey {
+    let mut refused: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut survey = Survey::default();
+    for (path, _, call) in calls {
+        match call {
+            Ok(_) => {}
+            Err(CallError::Refused(why)) => refused.entry(why.clone()).or_default().push(path),
+            Err(error) => survey.unknown.push(error.to_string()),
+        }
+    }
+    let missing = refused.iter().map(|(why, paths)| problem("CredentialMissing", format!("{why}{}", fields(paths))));
+    survey.problems.extend(missing);
+    survey
+}
+
+/// A host that requests go to.
+#[derive(Debug)]
+struct Endpoint<'a> {
+    url: String,
+    /// Fields of requests that are needed under a halt.
+    needed_by: Vec<&'a str>,
+}
+
+impl Endpoint<'_> {
+    fn problem(&self, error: CallError) -> Option<Problem> {
+        // What only a running bot or a resume needs does not stand in the way of a halt.
+        (!self.needed_by.is_empty())
+            .then(|| problem("EndpointUnreachable", format!("{error}{}", fields(&self.needed_by))))
+    }
+}
+
+/// Each host once.
+fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
+    let mut hosts: BTreeMap<String, Endpoint<'a>> = BTreeMap::new();
+    for (path, request, call) in calls {
+        let Ok(call) = call else { continue };
+        let Ok(url) = crate::outbound::guard::parse(&call.url) else { continue };
+        let host = url[..url::Position::BeforePath].to_owned();
+        let endpoint = hosts.entry(host).or_insert_with(|| Endpoint { url: call.url.clone(), needed_by: vec![] });
+        if request.under_halt && !request.best_effort {
+            endpoint.needed_by.push(path);
+        }
+    }
+    hosts.into_values().collect()
+}
+
+impl std::fmt::Display for Permission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.verb, self.resource)?;
+        if !self.subresource.is_empty() {
+            write!(f, "/{}", self.subresource)?;
+        }
+        Ok(())
+    }
+}
+
+impl Permission {
+    const fn new(verb: &'static str, group: &'static str, resource: &'static str, subresource: &'static str) -> Self {
+        Self { verb, group, resource, subresource }
+    }
+
+    fn review(self, namespace: &str) -> SelfSubjectAccessReview {
+        let text = |t: &str| (!t.is_empty()).then(|| t.to_owned());
+        SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    namespace: text(namespace),
+                    verb: text(self.verb),
+                    group: Some(self.group.to_owned()),
+                    resource: text(self.resource),
+                    subresource: text(self.subresource),
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        }
+    }
+
+    fn missing(self, namespace: &str) -> Problem {
+        problem(
+            "PermissionMissing",
+            format!(
+                "the operator may not {self} in namespace {namespace}: install the standfast chart with this namespace \
+                 in its scope, or bind the operator's role there"
+            ),
+        )
+    }
+}
+
+/// What halting this system needs.
+fn permissions(spec: &TradingSystemSpec, trading: &[View]) -> Vec<Permission> {
+    let mut wanted = vec![
+        Permission::new("update", "standfast.dev", "tradinghalts", "status"),
+        Permission::new("release", "standfast.dev", "tradinghalts", ""),
+        Permission::new("create", "", "configmaps", ""),
+        Permission::new("get", "", "configmaps", ""),
+        Permission::new("update", "", "configmaps", ""),
+        Permission::new("delete", "", "configmaps", ""),
+        Permission::new("list", "", "pods", ""),
+    ];
+    let has = |kind: WorkloadKind| {
+        trading.iter().any(|v| v.key.kind == kind) || spec.workloads.iter().any(|w| w.kind == kind)
+    };
+    for (kind, resource) in [(WorkloadKind::Deployment, "deployments"), (WorkloadKind::StatefulSet, "statefulsets")] {
+        if has(kind) {
+            wanted.push(Permission::new("get", "apps", resource, "scale"));
+            wanted.push(Permission::new("patch", "apps", resource, "scale"));
+        }
+    }
+    if has(WorkloadKind::CronJob) {
+        wanted.push(Permission::new("patch", "batch", "cronjobs", ""));
+        wanted.push(Permission::new("list", "batch", "jobs", ""));
+        wanted.push(Permission::new("patch", "batch", "jobs", ""));
+    }
+    if !spec::jobs(spec).is_empty() {
+        wanted.push(Permission::new("create", "batch", "jobs", ""));
+    }
+    if spec::requests(spec).iter().any(|(_, r)| r.http.auth.is_some()) {
+        wanted.push(Permission::new("get", "", "secrets", ""));
+    }
+    wanted
+}
+
+/// The labels of the pods that a workload makes.
+fn template_labels(object: &DynamicObject) -> BTreeMap<String, String> {
+    let at = |path: &str| object.data.pointer(path).and_then(Value::as_object);
+    at("/spec/template/metadata/labels")
+        .or_else(|| at("/spec/jobTemplate/spec/template/metadata/labels"))
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+        .collect()
+}
+
+fn git_problem(manager: &str, keys: &[Key]) -> Problem {
+    let more = if keys.len() > 1 { format!(" and {} more", keys.len() - 1) } else { String::new() };
+    let first = keys.first().map(ToString::to_string).unwrap_or_default();
+    problem(
+        "GitOpsConflict",
+        format!(
+            "{manager} sets the size of {first}{more}: while halted its whole sync would be refused; take \
+             spec.replicas (of a CronJob: suspend) out of the manifests"
+        ),
+    )
+}
+
+/// A service that requests go to and whose pods are those of a trading workload.
+fn halted_source(
+    namespace: &str,
+    service: &str,
+    selector: &BTreeMap<String, String>,
+    workloads: &[(Key, BTreeMap<String, String>)],
+    paths: &[String],
+) -> Option<Problem> {
+    if selector.is_empty() {
+        return None;
+    }
+    let (key, _) = workloads.iter().find(|(_, labels)| selector.iter().all(|(k, v)| labels.get(k) == Some(v)))?;
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    Some(problem(
+        "ReadsFromHaltedWorkload",
+        format!(
+            "Service {namespace}/{service} leads to pods of {} {}, which a halt stops: call the venue itself, or a \
+             Supporting workload{}",
+            key.kind,
+            key.name,
+            fields(&paths)
+        ),
+    ))
+}
+
+/// Shared by all systems.
+pub(super) type SharedSurveyor = Arc<Surveyor>;
+
+#[cfg(test)]
+#[path = "prepared_tests.rs"]
+mod tests;

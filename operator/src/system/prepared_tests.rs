@@ -1,0 +1,163 @@
+use http::Method;
+use rstest::rstest;
+use serde_json::json;
+use standfast_crds::v1alpha1::TradingSystem;
+
+use super::*;
+
+fn call(url: &str) -> Call {
+    Call {
+        namespace: "trading".into(),
+        method: Method::GET,
+        url: url.into(),
+        headers: vec![],
+        body: None,
+        timeout: DEADLINE,
+    }
+}
+
+fn system() -> TradingSystem {
+    serde_json::from_value(json!({
+        "apiVersion": "standfast.dev/v1alpha1", "kind": "TradingSystem",
+        "metadata": {"name": "bot", "namespace": "trading"},
+        "spec": {
+            "workloads": [
+                {"kind": "Deployment", "name": "bot", "role": "Trading"},
+                {"kind": "CronJob", "name": "rebalance", "role": "Trading"},
+            ],
+            "applicationHalt": {"request": {"url": "http://bot.trading.svc/halt"}},
+            "venues": [{
+                "name": "alpaca",
+                "cancelOrders": [{"http": {"method": "DELETE", "url": "https://venue.example/v2/orders", "auth": {"headers": [
+                    {"name": "Authorization", "secretKeyRef": {"name": "alpaca", "key": "token"}},
+                ]}}}],
+                "openOrders": [{"http": {"url": "https://venue.example/v2/orders?status=open"}}, {"job": {"image": "bot"}}],
+                "allowTrading": [{"http": {"url": "https://later.example/allow"}}],
+            }],
+        },
+    }))
+    .unwrap()
+}
+
+fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+#[rstest]
+#[case(Some(Ok(true)), None)]
+#[case(Some(Ok(false)), Some(("NamespaceNotLabelled", "kubectl label namespace trading standfast.dev/latch=enabled")))]
+#[case(None, Some(("NamespaceExcluded", "another one")))]
+fn the_namespace_is_judged(#[case] labelled: Option<Result<bool, String>>, #[case] expected: Option<(&str, &str)>) {
+    let survey = namespace_survey("trading", labelled);
+    assert_eq!(survey.problems.first().map(|p| p.reason.as_str()), expected.map(|e| e.0));
+    assert!(expected.is_none_or(|(_, end)| survey.problems[0].message.ends_with(end)), "{survey:?}");
+}
+
+#[test]
+fn what_could_not_be_read_is_unknown_and_no_problem() {
+    let survey = namespace_survey("trading", Some(Err("no answer".into())));
+    assert_eq!((survey.problems.len(), survey.unknown.len()), (0, 1));
+    let survey = guardrail_survey(&GuardrailState::Unknown("no answer".into()));
+    assert_eq!((survey.problems.len(), survey.unknown.len()), (0, 1));
+    let survey = guardrail_survey(&GuardrailState::Missing(vec!["ValidatingAdmissionPolicy/standfast-latch".into()]));
+    assert_eq!(survey.problems[0].reason, "GuardrailsMissing");
+    assert_eq!(guardrail_survey(&GuardrailState::Intact), Survey::default());
+}
+
+#[test]
+fn a_secret_is_missed_once_and_each_host_is_probed_once() {
+    let system = system();
+    let requests = spec::requests(&system.spec);
+    let refused = || Err(CallError::Refused("Secret trading/alpaca does not exist: create it".into()));
+    let calls: Vec<Prepared<'_>> = requests
+        .iter()
+        .map(|(path, request)| {
+            let made = if path.contains("cancelOrders") || path.contains("allowTrading") {
+                refused()
+            } else {
+                Ok(call(&request.http.url))
+            };
+            (path.as_str(), *request, made)
+        })
+        .collect();
+    let survey = credential_survey(&calls);
+    assert_eq!(survey.problems.len(), 1);
+    assert_eq!(
+        survey.problems[0].message,
+        "Secret trading/alpaca does not exist: create it (spec.venues[alpaca].allowTrading[0] and 1 more)"
+    );
+    let hosts = endpoints(&calls);
+    let seen: Vec<_> = hosts.iter().map(|h| (h.url.as_str(), h.needed_by.len())).collect();
+    assert_eq!(seen, [("http://bot.trading.svc/halt", 0), ("https://venue.example/v2/orders?status=open", 1)]);
+    let down = || CallError::NotSent("no connection to venue.example".into());
+    // The bot's own endpoint is best effort: a halted bot does not answer.
+    assert_eq!(hosts[0].problem(down()), None);
+    let problem = hosts[1].problem(down()).unwrap();
+    assert_eq!(problem.reason, "EndpointUnreachable");
+    assert_eq!(problem.message, "no connection to venue.example (spec.venues[alpaca].openOrders[0])");
+}
+
+#[test]
+fn a_secret_that_could_not_be_read_is_unknown() {
+    let system = system();
+    let requests = spec::requests(&system.spec);
+    let made = Err(CallError::NotSent("Secret trading/alpaca was not read within 5s".into()));
+    let survey = credential_survey(&[("x", requests[0].1, made)]);
+    assert_eq!((survey.problems.len(), survey.unknown.len()), (0, 1));
+}
+
+#[test]
+fn permissions_are_those_that_the_system_needs() {
+    let system = system();
+    let wanted: Vec<_> = permissions(&system.spec, &[]).iter().map(ToString::to_string).collect();
+    for needed in [
+        "patch deployments/scale",
+        "patch cronjobs",
+        "patch jobs",
+        "create jobs",
+        "get secrets",
+        "release tradinghalts",
+    ] {
+        assert!(wanted.iter().any(|w| w == needed), "{needed}");
+    }
+    assert!(!wanted.iter().any(|w| w.contains("statefulsets")));
+    let review = Permission::new("patch", "apps", "deployments", "scale").review("trading");
+    let attributes = review.spec.resource_attributes.unwrap();
+    assert_eq!(attributes.subresource.as_deref(), Some("scale"));
+    let problem = Permission::new("patch", "apps", "deployments", "scale").missing("trading");
+    assert!(problem.message.starts_with("the operator may not patch deployments/scale in namespace trading"));
+}
+
+#[rstest]
+#[case(&[("app", "bot")], true)]
+#[case(&[("app", "bot"), ("tier", "trading")], true)]
+#[case(&[("app", "gateway")], false)]
+#[case(&[], false)]
+fn reads_from_what_a_halt_stops_are_found(#[case] selector: &[(&str, &str)], #[case] found: bool) {
+    let key = Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name: "bot".into() };
+    let workloads = [(key, map(&[("app", "bot"), ("tier", "trading")]))];
+    let paths = ["venues[alpaca].openOrders[0]".to_owned()];
+    let problem = halted_source("trading", "bot", &map(selector), &workloads, &paths);
+    assert_eq!(problem.is_some(), found);
+    if let Some(problem) = problem {
+        assert_eq!(problem.reason, "ReadsFromHaltedWorkload");
+        assert!(problem.message.contains("Service trading/bot") && problem.message.contains("openOrders[0]"));
+    }
+}
+
+#[rstest]
+#[case(json!({"spec": {"template": {"metadata": {"labels": {"app": "bot"}}}}}))]
+#[case(json!({"spec": {"jobTemplate": {"spec": {"template": {"metadata": {"labels": {"app": "bot"}}}}}}}))]
+fn labels_of_pods_are_found(#[case] data: Value) {
+    let mut object = DynamicObject::new("bot", &ApiResource::erase::<Deployment>(&()));
+    object.data = data;
+    assert_eq!(template_labels(&object), map(&[("app", "bot")]));
+}
+
+#[test]
+fn who_sets_replicas_from_git_is_named() {
+    let key = |name: &str| Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name: name.into() };
+    let problem = git_problem("argocd-controller", &[key("a"), key("b")]);
+    assert_eq!(problem.reason, "GitOpsConflict");
+    assert!(problem.message.starts_with("argocd-controller sets the size of Deployment trading/a and 1 more:"));
+}
