@@ -270,13 +270,15 @@ impl World {
         let (ready, started) = mpsc::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.spawn(async move {
-            let run = async {
+            let run: anyhow::Result<app::Never> = async {
                 let client = client(Client::try_from(config)?);
+                let connector = connector()?;
                 let transport = transport(http_transport()?);
                 let parts = app::Parts {
                     clients: Clients::same(&client, 64),
                     halt_transport: Arc::clone(&transport),
                     transport,
+                    connector,
                     scope: Scope::Namespaces(vec![namespace]),
                     metrics: Metrics::new(),
                     events: Events::none(),
@@ -286,12 +288,10 @@ impl World {
                 let warm = app::warm(&parts);
                 warm.ready().await;
                 let _ = ready.send(());
-                warm.lead(parts, Leadership::always()).await;
-                Ok::<_, anyhow::Error>(())
-            };
-            if let Err(error) = run.await {
-                tracing::error!(%error, "the operator did not start");
+                warm.lead(parts, Leadership::always()).await.map_err(anyhow::Error::from)
             }
+            .await;
+            tracing::error!(?run, "the operator ended");
         });
         let waited = tokio::task::spawn_blocking(move || started.recv_timeout(PATIENCE)).await?;
         waited.context("the operator did not become ready")?;
@@ -306,12 +306,16 @@ impl World {
     }
 }
 
-/// The real way out, open for loopback.
-pub fn http_transport() -> Result<Arc<dyn Transport>> {
+/// Connections that may go to loopback.
+pub fn connector() -> Result<Connector> {
     let config = GuardConfig { allow_cidrs: vec!["127.0.0.0/8".parse()?], ..GuardConfig::default() };
     let guard = Arc::new(Guard::new(config));
-    let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?;
-    Ok(Arc::new(HttpTransport::new(connector, 256)))
+    Ok(Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?)
+}
+
+/// The real way out, open for loopback.
+pub fn http_transport() -> Result<Arc<dyn Transport>> {
+    Ok(Arc::new(HttpTransport::new(connector()?, 256)))
 }
 
 /// An operator in this process. Dropped, it is cut off in the middle of whatever it does.
