@@ -506,10 +506,9 @@ proptest! {
                     assert!(leading.len() <= 1, "{leading:?}");
                 }
             }
-            let terms = terms.lock().unwrap();
+            let terms = terms.lock().unwrap().clone();
             assert!(terms.is_sorted_by(|a, b| a < b), "{terms:?}");
             // With good links somebody leads, soon.
-            drop(terms);
             for link in &links {
                 link.set(Net::Up);
                 *link.delay.lock().unwrap() = Duration::ZERO;
