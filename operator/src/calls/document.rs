@@ -190,6 +190,9 @@ struct Segment {
 
 /// Takes a valid path apart.
 fn segments(text: &str) -> Option<Vec<Segment>> {
+    if !text.starts_with('$') {
+        return None;
+    }
     let bytes = text.as_bytes();
     let mut found = Vec::new();
     let mut at = 1;

@@ -215,6 +215,9 @@ fn database_host(text: &str) -> Result<(String, u16), &'static str> {
     if !matches!(url.scheme(), "postgresql" | "postgres") {
         return Err(SHAPE);
     }
+    if url.authority().matches('@').count() > 1 || text.matches('@').count() > 1 {
+        return Err("write @ in the user, the password and the database as %40");
+    }
     let host = url.host_str().filter(|host| !host.is_empty()).ok_or(SHAPE)?;
     if host.contains([',', '%', '/']) {
         return Err("it must name one host");

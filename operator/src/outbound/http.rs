@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use http::{
-    HeaderMap, HeaderValue, Request, Response, Uri,
-    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, USER_AGENT},
+    HeaderMap, HeaderValue, Method, Request, Response, Uri,
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -40,7 +40,7 @@ const IDLE_PER_HOST: usize = 16;
 /// Namespaces whose state is kept before unused ones are forgotten.
 const NAMESPACES: usize = 256;
 /// The longest head of an answer, in bytes.
-const HEAD_LIMIT: usize = 64 << 10;
+const HEAD_LIMIT: usize = 32 << 10;
 /// What the operator calls itself.
 const AGENT: &str = concat!("standfast/", env!("CARGO_PKG_VERSION"));
 
@@ -131,6 +131,7 @@ impl HttpTransport {
         let connection = self.connector.connect(target).await?;
         let (sender, driver) = http1::Builder::new()
             .max_header_size(HEAD_LIMIT)
+            .max_buf_size(HEAD_LIMIT)
             .handshake(TokioIo::new(connection))
             .await
             .map_err(|e| CallError::NotSent(format!("no connection to {}: {e}", target.host)))?;
@@ -303,6 +304,9 @@ fn build(call: &Call, url: &Url, target: &Target) -> Result<Request<Full<Bytes>>
     }
     if call.body.is_some() {
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+    } else if matches!(call.method, Method::POST | Method::PUT | Method::PATCH) {
+        // Some servers refuse these without a length.
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     let mut request = Request::new(Full::new(call.body.clone().unwrap_or_default()));
     *request.method_mut() = call.method.clone();
@@ -352,3 +356,7 @@ fn decode(headers: &HeaderMap, body: Bytes) -> Result<Bytes, String> {
         _ => Err("it is compressed in a way that was not asked for".into()),
     }
 }
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 //! Everything that leaves the operator goes through [`Transport`], so that tests can put faults between. The real one
 //! ([`http::HttpTransport`]) refuses addresses that a namespace's owner has no business with ([`guard`]).
 
+pub mod api_server;
 pub mod connect;
 pub mod guard;
 pub mod http;

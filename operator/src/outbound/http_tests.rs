@@ -1,0 +1,485 @@
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    net::IpAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use ::http::HeaderName;
+use rstest::rstest;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::sleep,
+};
+
+use super::*;
+use crate::outbound::{
+    connect::Resolve,
+    guard::{Guard, GuardConfig},
+};
+
+/// Names that lead where a test says; each entry is the answers in turn, the last one for ever.
+#[derive(Default)]
+struct Names {
+    answers: Mutex<HashMap<String, Vec<Vec<IpAddr>>>>,
+    asked: AtomicUsize,
+}
+
+impl Names {
+    fn of(entries: &[(&str, &[&[&str]])]) -> Arc<Self> {
+        let ips = |turn: &&[&str]| turn.iter().map(|ip| ip.parse().unwrap()).collect();
+        let answers =
+            entries.iter().map(|(name, turns)| (format!("{name}."), turns.iter().rev().map(ips).collect())).collect();
+        Arc::new(Self { answers: Mutex::new(answers), asked: AtomicUsize::new(0) })
+    }
+}
+
+#[async_trait]
+impl Resolve for Names {
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let mut answers = lock(&self.answers);
+        let turns = answers.get_mut(name).ok_or_else(|| io::Error::other("no such name"))?;
+        if turns.len() > 1 { Ok(turns.pop().unwrap()) } else { Ok(turns[0].clone()) }
+    }
+}
+
+/// A server that sends the same bytes to everybody, keeps the connection open and tells what it was sent.
+struct Server {
+    port: u16,
+    received: mpsc::UnboundedReceiver<String>,
+    connections: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum After {
+    KeepOpen,
+    Close,
+    Forever(&'static [u8], Duration),
+}
+
+impl Server {
+    async fn start(answer: impl Into<Vec<u8>>, after: After) -> Self {
+        let answer: Arc<Vec<u8>> = Arc::new(answer.into());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tell, received) = mpsc::unbounded_channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(stream, Arc::clone(&answer), after, tell.clone()));
+            }
+        });
+        Self { port, received, connections }
+    }
+
+    fn requests(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.received.try_recv().ok()).collect()
+    }
+}
+
+async fn serve(mut stream: TcpStream, answer: Arc<Vec<u8>>, after: After, tell: mpsc::UnboundedSender<String>) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(size @ 1..) = stream.read(&mut buffer).await {
+        let _ = tell.send(String::from_utf8_lossy(&buffer[..size]).into_owned());
+        if stream.write_all(&answer).await.is_err() {
+            return;
+        }
+        if after == After::Close {
+            return;
+        }
+        while let After::Forever(more, pause) = after {
+            if stream.write_all(more).await.is_err() {
+                return;
+            }
+            sleep(pause).await;
+        }
+    }
+}
+
+const ONE_VENUE: &[(&str, &[&[&str]])] = &[("venue.test", &[&["127.0.0.1"]])];
+
+fn transport_with(names: Arc<Names>, allow: &[&str]) -> HttpTransport {
+    let allow_cidrs = allow.iter().map(|net| net.parse().unwrap()).collect();
+    let guard = Guard::new(GuardConfig { allow_cidrs, ..GuardConfig::default() });
+    HttpTransport::new(Connector::new(Arc::new(guard), names, Vec::new()).unwrap(), 8)
+}
+
+fn transport() -> HttpTransport {
+    transport_with(Names::of(ONE_VENUE), &["127.0.0.0/8"])
+}
+
+fn call(method: http::Method, url: String) -> Call {
+    Call {
+        namespace: "trading".into(),
+        method,
+        url,
+        headers: Vec::new(),
+        body: None,
+        timeout: Duration::from_millis(500),
+    }
+}
+
+fn get(url: String) -> Call {
+    call(http::Method::GET, url)
+}
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+fn gzipped(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(plain).unwrap();
+    let body = encoder.finish().unwrap();
+    let mut answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
+    answer.extend(body);
+    answer
+}
+
+#[tokio::test]
+async fn sends_what_was_asked_for_and_keeps_the_connection() {
+    let mut server = Server::start(ok("[]"), After::KeepOpen).await;
+    let transport = transport();
+    let mut call = call(http::Method::PATCH, format!("http://venue.test:{}/v2/config?a=b%20c#part", server.port));
+    call.body = Some(Bytes::from_static(b"{\"x\":1}"));
+    call.headers.push((HeaderName::from_static("x-key"), HeaderValue::from_static("k")));
+    for _ in 0..3 {
+        let reply = transport.send(call.clone()).await.unwrap();
+        assert_eq!((reply.status, &reply.body[..]), (200, &b"[]"[..]));
+    }
+    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    let requests = server.requests().concat();
+    assert_eq!(requests.matches("PATCH /v2/config?a=b%20c HTTP/1.1\r\n").count(), 3);
+    for part in [
+        format!("host: venue.test:{}\r\n", server.port),
+        "x-key: k\r\n".into(),
+        "content-type: application/json\r\n".into(),
+        "content-length: 7\r\n".into(),
+        "accept-encoding: gzip\r\n".into(),
+        format!("user-agent: {AGENT}\r\n"),
+    ] {
+        assert_eq!(requests.matches(&part).count(), 3, "{part} in {requests}");
+    }
+}
+
+#[tokio::test]
+async fn a_post_without_body_says_so() {
+    let mut server = Server::start(ok(""), After::KeepOpen).await;
+    let url = format!("http://venue.test:{}/halt", server.port);
+    transport().send(call(http::Method::POST, url)).await.unwrap();
+    let request = server.requests().concat();
+    assert!(request.contains("content-length: 0\r\n"), "{request}");
+    assert!(!request.contains("content-type"), "{request}");
+}
+
+#[tokio::test]
+async fn a_probe_sends_nothing_and_leaves_a_warm_connection() {
+    let mut server = Server::start(ok("[]"), After::KeepOpen).await;
+    let transport = transport();
+    let url = format!("http://venue.test:{}/", server.port);
+    transport.probe("trading", &url, Duration::from_secs(1)).await.unwrap();
+    transport.warm("trading", &url, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(server.requests(), Vec::<String>::new());
+    transport.send(get(url)).await.unwrap();
+    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn namespaces_share_no_connection() {
+    let server = Server::start(ok("[]"), After::KeepOpen).await;
+    let transport = transport();
+    for namespace in ["trading", "other"] {
+        let mut call = get(format!("http://venue.test:{}/", server.port));
+        call.namespace = namespace.into();
+        transport.send(call).await.unwrap();
+    }
+    assert_eq!(server.connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_peer_closed_is_replaced() {
+    let mut server = Server::start(ok("[]"), After::Close).await;
+    let transport = transport();
+    for _ in 0..5 {
+        transport.send(call(http::Method::POST, format!("http://venue.test:{}/", server.port))).await.unwrap();
+    }
+    assert_eq!(server.requests().len(), 5);
+}
+
+/// The peer takes the request and closes: it may have been carried out, so it is not sent again.
+#[tokio::test]
+async fn a_request_that_was_sent_is_never_repeated() {
+    let mut server = Server::start("", After::Close).await;
+    let transport = transport();
+    let url = format!("http://venue.test:{}/", server.port);
+    transport.probe("trading", &url, Duration::from_secs(1)).await.unwrap();
+    for method in [http::Method::GET, http::Method::POST, http::Method::DELETE] {
+        let error = transport.send(call(method, url.clone())).await.unwrap_err();
+        assert!(matches!(error, CallError::UnknownOutcome(_)), "{error}");
+    }
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let answer = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest/meta-data\r\ncontent-length: 0\r\n\r\n";
+    let mut server = Server::start(answer, After::KeepOpen).await;
+    let reply = transport().send(get(format!("http://venue.test:{}/", server.port))).await.unwrap();
+    assert_eq!(reply.status, 302);
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[rstest]
+#[case::metadata(&["169.254.169.254"])]
+#[case::loopback_v6(&["::1"])]
+#[case::mapped(&["::ffff:169.254.169.254"])]
+#[case::several(&["169.254.169.254", "::1", "fe80::1"])]
+#[tokio::test]
+async fn names_that_lead_to_refused_addresses(#[case] ips: &[&str]) {
+    let transport = transport_with(Names::of(&[("evil.test", &[ips])]), &["127.0.0.0/8"]);
+    let error = transport.send(get("http://evil.test/".into())).await.unwrap_err();
+    assert!(matches!(&error, CallError::Refused(why) if why.starts_with("evil.test leads to")), "{error}");
+    let error = transport.probe("trading", "http://evil.test/", Duration::from_secs(1)).await.unwrap_err();
+    assert!(matches!(error, CallError::Refused(_)), "{error}");
+}
+
+#[tokio::test]
+async fn loopback_is_refused_unless_opened() {
+    let mut server = Server::start(ok("[]"), After::KeepOpen).await;
+    let transport = transport_with(Names::of(ONE_VENUE), &[]);
+    for url in [format!("http://venue.test:{}/", server.port), format!("http://127.0.0.1:{}/", server.port)] {
+        let error = transport.send(get(url)).await.unwrap_err();
+        assert!(matches!(error, CallError::Refused(_)), "{error}");
+    }
+    assert_eq!((server.requests().len(), server.connections.load(Ordering::SeqCst)), (0, 0));
+}
+
+/// The refused address among allowed ones is left out, not tried.
+#[tokio::test]
+async fn only_allowed_addresses_are_tried() {
+    let server = Server::start(ok("[]"), After::KeepOpen).await;
+    let names = Names::of(&[("venue.test", &[&["169.254.169.254", "127.0.0.1"]])]);
+    let transport = transport_with(names, &["127.0.0.0/8"]);
+    transport.send(get(format!("http://venue.test:{}/", server.port))).await.unwrap();
+}
+
+/// What the probe resolved does not count for the call: the address of its own connection is checked.
+#[tokio::test]
+async fn rebinding_between_probe_and_call() {
+    let server = Server::start(ok("[]"), After::Close).await;
+    let names = Names::of(&[("venue.test", &[&["127.0.0.1"], &["127.0.0.1"], &["169.254.169.254"]])]);
+    let transport = transport_with(names, &["127.0.0.0/8"]);
+    let url = format!("http://venue.test:{}/", server.port);
+    transport.probe("trading", &url, Duration::from_secs(1)).await.unwrap();
+    transport.send(get(url.clone())).await.unwrap();
+    transport.send(get(url.clone())).await.unwrap();
+    let error = transport.send(get(url)).await.unwrap_err();
+    assert!(matches!(error, CallError::Refused(_)), "{error}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn headers_that_are_refused(
+    #[values(
+        "host",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "proxy-authorization",
+        "proxy-connection",
+        "content-length",
+        "expect",
+        "accept-encoding"
+    )]
+    name: &'static str,
+) {
+    let mut server = Server::start(ok("[]"), After::KeepOpen).await;
+    let mut call = get(format!("http://venue.test:{}/", server.port));
+    call.headers.push((HeaderName::from_static(name), HeaderValue::from_static("x")));
+    let error = transport().send(call).await.unwrap_err();
+    assert!(matches!(&error, CallError::Refused(why) if why.contains(name)), "{error}");
+    assert_eq!(server.requests(), Vec::<String>::new());
+}
+
+/// Values with line breaks cannot even be made.
+#[test]
+fn header_values_hold_no_line_break() {
+    for value in ["a\r\nhost: evil", "a\nb", "a\rb", "a\0b"] {
+        HeaderValue::from_str(value).unwrap_err();
+    }
+}
+
+#[rstest]
+#[case::redirect_like("GET / HTTP/1.1\r\n\r\n")]
+#[case::garbage("\u{0}\u{1}garbage\r\n\r\n")]
+#[case::truncated("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n[]")]
+#[case::truncated_chunk("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n10\r\n[]")]
+#[case::no_last_chunk("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n[]\r\n")]
+#[case::two_lengths("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n[]")]
+#[case::half_a_head("HTTP/1.1 200 OK\r\nx: ")]
+#[case::wrong_encoding("HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 2\r\n\r\n[]")]
+#[case::twice_encoded("HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: 2\r\n\r\n[]")]
+#[case::broken_gzip("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n[]")]
+#[tokio::test]
+async fn broken_answers_are_unknown_outcomes(#[case] answer: &str) {
+    let server = Server::start(answer, After::Close).await;
+    let error = transport().send(get(format!("http://venue.test:{}/", server.port))).await.unwrap_err();
+    assert!(matches!(error, CallError::UnknownOutcome(_)), "{error}");
+    assert!(error.to_string().contains("venue.test"), "{error}");
+}
+
+#[tokio::test]
+async fn gzip_is_read() {
+    let server = Server::start(gzipped(b"[{\"id\":1}]"), After::KeepOpen).await;
+    let reply = transport().send(get(format!("http://venue.test:{}/", server.port))).await.unwrap();
+    assert_eq!(&reply.body[..], b"[{\"id\":1}]");
+}
+
+#[rstest]
+#[case::just_fits(BODY_LIMIT, true)]
+#[case::one_too_many(BODY_LIMIT + 1, false)]
+#[case::bomb(64 << 20, false)]
+#[tokio::test]
+async fn the_limit_holds_after_decompression(#[case] size: usize, #[case] fits: bool) {
+    let server = Server::start(gzipped(&vec![b' '; size]), After::KeepOpen).await;
+    let mut call = get(format!("http://venue.test:{}/", server.port));
+    call.timeout = Duration::from_secs(10);
+    match transport().send(call).await {
+        Ok(reply) => assert!(fits && reply.body.len() == size),
+        Err(error) => assert!(!fits && error.to_string().contains("longer than 4 MiB"), "{error}"),
+    }
+}
+
+#[tokio::test]
+async fn a_huge_body_is_not_read() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n";
+    let server = Server::start(head, After::Forever(&[b'x'; 1 << 16], Duration::ZERO)).await;
+    let mut call = get(format!("http://venue.test:{}/", server.port));
+    call.timeout = Duration::from_secs(10);
+    let error = transport().send(call).await.unwrap_err();
+    assert!(matches!(&error, CallError::UnknownOutcome(why) if why.contains("longer than 4 MiB")), "{error}");
+}
+
+#[rstest]
+#[case::silence("", After::KeepOpen)]
+#[case::slow_head("HTTP/1.1 200 OK\r\n", After::Forever(b"x: y\r\n", Duration::from_millis(20)))]
+#[case::slow_body("HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", After::Forever(b"x", Duration::from_millis(20)))]
+#[case::endless_chunks(
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+    After::Forever(b"1\r\nx\r\n", Duration::from_millis(1))
+)]
+#[case::endless_continue("", After::Forever(b"HTTP/1.1 100 Continue\r\n\r\n", Duration::from_millis(1)))]
+#[tokio::test]
+async fn the_deadline_holds(#[case] answer: &str, #[case] after: After) {
+    let server = Server::start(answer, after).await;
+    let started = Instant::now();
+    let error = transport().send(get(format!("http://venue.test:{}/", server.port))).await.unwrap_err();
+    assert!(matches!(error, CallError::UnknownOutcome(_)), "{error}");
+    assert!(error.to_string().contains("500ms"), "{error}");
+    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_endless_head_is_cut_off() {
+    let server =
+        Server::start("HTTP/1.1 200 OK\r\n", After::Forever(b"x: yyyyyyyyyyyyyyyyyyyyyy\r\n", Duration::ZERO)).await;
+    let mut call = get(format!("http://venue.test:{}/", server.port));
+    call.timeout = Duration::from_secs(10);
+    let started = Instant::now();
+    transport().send(call).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn what_was_certainly_not_sent() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    let plain = Server::start(ok("[]"), After::KeepOpen).await;
+    for (url, expected) in [
+        (format!("http://venue.test:{closed}/"), "no connection to venue.test port"),
+        ("http://unknown.test/".into(), "did not resolve"),
+        (format!("https://venue.test:{silent_port}/"), "within 500ms"),
+        (format!("https://venue.test:{}/", plain.port), "TLS with venue.test"),
+    ] {
+        let error = transport().send(call(http::Method::POST, url.clone())).await.unwrap_err();
+        assert!(matches!(&error, CallError::NotSent(why) if why.contains(expected)), "{url}: {error}");
+        let error = transport().probe("trading", &url, Duration::from_millis(500)).await.unwrap_err();
+        assert!(matches!(&error, CallError::NotSent(why) if why.contains(expected)), "{url}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn at_most_so_many_calls_at_once() {
+    let mut server = Server::start("", After::KeepOpen).await;
+    let transport = Arc::new(transport());
+    let url = format!("http://venue.test:{}/", server.port);
+    let calls = (0..20).map(|_| {
+        let (transport, url) = (Arc::clone(&transport), url.clone());
+        async move { transport.send(get(url)).await.unwrap_err() }
+    });
+    let errors = futures::future::join_all(calls).await;
+    let waited = errors.iter().filter(|error| matches!(error, CallError::NotSent(_))).count();
+    assert_eq!((server.requests().len(), waited), (4, 16));
+}
+
+#[tokio::test]
+async fn certificates_are_checked() {
+    let made = rcgen::generate_simple_self_signed(["venue.test".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut buffer = [0; 4096];
+                while let Ok(1..) = stream.read(&mut buffer).await {
+                    stream.write_all(ok("[]").as_bytes()).await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+            });
+        }
+    });
+    let names = || Names::of(&[("venue.test", &[&["127.0.0.1"]]), ("other.test", &[&["127.0.0.1"]])]);
+    let guard = || {
+        let allow_cidrs = vec!["127.0.0.0/8".parse().unwrap()];
+        Arc::new(Guard::new(GuardConfig { allow_cidrs, ..GuardConfig::default() }))
+    };
+    let trusting = Connector::new(guard(), names(), vec![made.cert.der().clone()]).unwrap();
+    let trusting = HttpTransport::new(trusting, 8);
+    let reply = trusting.send(get(format!("https://venue.test:{port}/"))).await.unwrap();
+    assert_eq!(&reply.body[..], b"[]");
+    let wrong_name = trusting.send(get(format!("https://other.test:{port}/"))).await.unwrap_err();
+    assert!(matches!(wrong_name, CallError::NotSent(_)), "{wrong_name}");
+    let strict = HttpTransport::new(Connector::new(guard(), names(), Vec::new()).unwrap(), 8);
+    let unknown_issuer = strict.send(get(format!("https://venue.test:{port}/"))).await.unwrap_err();
+    assert!(matches!(&unknown_issuer, CallError::NotSent(why) if why.contains("certificate")), "{unknown_issuer}");
+}
+
+#[tokio::test]
+async fn secrets_do_not_print() {
+    let mut call = get("http://venue.test/".into());
+    let mut value = HeaderValue::from_static("hunter2");
+    value.set_sensitive(true);
+    call.headers.push((HeaderName::from_static("authorization"), value));
+    assert!(!format!("{call:?}").contains("hunter2"));
+}
