@@ -1,3 +1,6 @@
-//! Test clusters and the paper venue.
+//! Test clusters, the paper venue, and small worlds made of them.
 
+pub mod controlplane;
+pub mod node;
 pub mod venue;
+pub mod world;

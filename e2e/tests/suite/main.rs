@@ -4,3 +4,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod venue;
+mod halt;
+mod plane;

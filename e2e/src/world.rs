@@ -1,0 +1,337 @@
+//! A small world for one test: a namespace of its own, a bot with pods, a venue, and an operator in this process that can
+//! be cut off at any moment.
+
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Namespace, Pod, Secret},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+};
+use serde_json::{Value, json};
+use standfast_crds::v1alpha1::{TradingHalt, TradingHaltStatus, TradingResume, TradingSystem};
+use standfast_operator::{
+    app,
+    args::Scope,
+    client::Clients,
+    events::Events,
+    leader::Leadership,
+    metrics::Metrics,
+    outbound::{
+        Transport,
+        connect::{Connector, SystemResolver},
+        guard::{Guard, GuardConfig},
+        http::HttpTransport,
+    },
+};
+
+use crate::{controlplane::ControlPlane, node::Node, venue::PaperVenue};
+
+/// The longest that a test waits for anything. Machines are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The key of the bot's account at the venue.
+pub const KEY: &str = "PK-WORLD";
+/// Its secret.
+pub const SECRET: &str = "s3cr3t-canary";
+
+/// The world of one test.
+pub struct World {
+    /// A client for its administrator.
+    pub client: Client,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its venue.
+    pub venue: PaperVenue,
+    /// Runs its pods.
+    pub node: Node,
+    plane: Arc<ControlPlane>,
+}
+
+impl World {
+    /// A labelled namespace with credentials, and a venue with an account.
+    pub async fn new(plane: &Arc<ControlPlane>, name: &str) -> Result<Self> {
+        let client = plane.client().await?;
+        let namespace = format!("{name}-{}", unique());
+        let object = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": namespace, "labels": {"standfast.dev/latch": "enabled"}}});
+        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        let venue = PaperVenue::start().await;
+        venue.account(KEY, SECRET);
+        let world = Self { node: Node::start(client.clone(), &namespace), client, namespace, venue, plane: Arc::clone(plane) };
+        world.create::<Secret>(json!({
+            "metadata": {"name": "alpaca", "labels": {"standfast.dev/use": "true"},
+                "annotations": {"standfast.dev/allowed-hosts": "127.0.0.1"}},
+            "stringData": {"key-id": KEY, "secret-key": SECRET}})).await?;
+        Ok(world)
+    }
+
+    /// Objects of its namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Creates an object in its namespace; kind and version are filled in.
+    pub async fn create<K>(&self, mut object: Value) -> Result<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::Serialize
+            + serde::de::DeserializeOwned,
+    {
+        object["apiVersion"] = K::api_version(&()).into();
+        object["kind"] = K::kind(&()).into();
+        Ok(self.api::<K>().create(&PostParams::default(), &serde_json::from_value(object)?).await?)
+    }
+
+    /// A bot with pods.
+    pub async fn bot(&self, name: &str, replicas: i32) -> Result<()> {
+        self.create::<Deployment>(json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
+                "template": {"metadata": {"labels": {"app": name}},
+                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}})).await?;
+        self.until(&format!("{replicas} pods of {name} run"), async || {
+            let running = self.pods(name).await?.iter().filter(|p| phase(p) == "Running").count();
+            Ok((running == replicas as usize).then_some(()))
+        }).await
+    }
+
+    /// Pods of a bot.
+    pub async fn pods(&self, name: &str) -> Result<Vec<Pod>> {
+        Ok(self.api::<Pod>().list(&ListParams::default().labels(&format!("app={name}"))).await?.items)
+    }
+
+    /// Replicas that a bot wants.
+    pub async fn replicas(&self, name: &str) -> Result<i32> {
+        Ok(self.api::<Deployment>().get_scale(name).await?.spec.and_then(|s| s.replicas).unwrap_or(0))
+    }
+
+    /// Sets the replicas of a bot as somebody else would.
+    pub async fn scale(&self, name: &str, replicas: i32, manager: &str) -> Result<(), kube::Error> {
+        let params = kube::api::PatchParams { field_manager: Some(manager.into()), ..Default::default() };
+        let patch = kube::api::Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        self.api::<Deployment>().patch(name, &params, &patch).await.map(drop)
+    }
+
+    /// A venue of a TradingSystem that speaks to this world's venue.
+    pub fn venue_spec(&self) -> Value {
+        let url = self.venue.url();
+        let auth = json!({"headers": [
+            {"name": "APCA-API-KEY-ID", "secretKeyRef": {"name": "alpaca", "key": "key-id"}},
+            {"name": "APCA-API-SECRET-KEY", "secretKeyRef": {"name": "alpaca", "key": "secret-key"}}]});
+        let request = |method: &str, path: &str, body: Option<Value>| {
+            let mut request = json!({"method": method, "url": format!("{url}{path}"), "auth": auth, "timeout": "2s"});
+            if let Some(body) = body {
+                request["body"] = body;
+            }
+            request
+        };
+        json!({
+            "name": "alpaca",
+            "suspendTrading": [{"http": request("PATCH", "/v2/account/configurations", Some(json!({"suspend_trade": true})))}],
+            "allowTrading": [{"http": request("PATCH", "/v2/account/configurations", Some(json!({"suspend_trade": false})))}],
+            "tradingSuspended": {"http": request("GET", "/v2/account/configurations", None), "path": "$.suspend_trade", "expect": {"equals": true}},
+            "suspendBlocksClosing": true,
+            "cancelOrders": [{"http": request("DELETE", "/v2/orders", None)}],
+            "cancelOrder": {"http": request("DELETE", "/v2/orders/{id}", None)},
+            "openOrders": [{"http": request("GET", "/v2/orders?status=open&limit=500", None), "pageSize": 500,
+                "protective": {"type": ["stop", "stop_limit", "trailing_stop"]}}],
+            "openPositions": [{"http": request("GET", "/v2/positions", None)}],
+            "closePositions": [{"http": request("DELETE", "/v2/positions", None)}],
+            "marketOpen": {"http": request("GET", "/v2/clock", None), "path": "$.is_open", "expect": {"equals": true}},
+        })
+    }
+
+    /// Creates a TradingSystem `system` with these trading Deployments and this world's venue. `patch` is merged into
+    /// its spec.
+    pub async fn system(&self, bots: &[&str], patch: Value) -> Result<TradingSystem> {
+        let workloads: Vec<_> = bots.iter().map(|b| json!({"kind": "Deployment", "name": b, "role": "Trading"})).collect();
+        let mut spec = json!({
+            "workloads": workloads,
+            "venues": [self.venue_spec()],
+            "haltPolicy": {"verifyInterval": "100ms", "reverifyInterval": "500ms"},
+        });
+        merge(&mut spec, patch);
+        self.create(json!({"metadata": {"name": "system"}, "spec": spec})).await
+    }
+
+    /// Halts the system. `patch` is merged into the spec.
+    pub async fn halt(&self, name: &str, patch: Value) -> Result<TradingHalt> {
+        let mut spec = json!({"systemRef": {"name": "system"}, "reason": "prices are stale"});
+        merge(&mut spec, patch);
+        self.create(json!({"metadata": {"name": name}, "spec": spec})).await
+    }
+
+    /// Resumes trading.
+    pub async fn resume(&self, name: &str, halt: &str) -> Result<TradingResume> {
+        self.create(json!({"metadata": {"name": name}, "spec": {"haltRef": {"name": halt}, "requestedBy": "admin"}})).await
+    }
+
+    /// The status of a halt.
+    pub async fn halt_status(&self, name: &str) -> Result<TradingHaltStatus> {
+        Ok(self.api::<TradingHalt>().get(name).await?.status.unwrap_or_default())
+    }
+
+    /// Waits until the status of a halt is as wanted, and gives it.
+    pub async fn halt_until(&self, name: &str, what: &str, wanted: impl Fn(&TradingHaltStatus) -> bool) -> Result<TradingHaltStatus> {
+        let seen = std::sync::Mutex::new(TradingHaltStatus::default());
+        let found = self.until(what, async || {
+            let status = self.halt_status(name).await?;
+            let done = wanted(&status);
+            *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = status.clone();
+            Ok(done.then_some(status))
+        }).await;
+        found.with_context(|| {
+            let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
+            format!("TradingHalt {}/{name} is\n{seen}", self.namespace)
+        })
+    }
+
+    /// The status of a resume.
+    pub async fn resume_until(&self, name: &str, what: &str, wanted: impl Fn(&TradingResume) -> bool) -> Result<TradingResume> {
+        let seen = std::sync::Mutex::new(None);
+        let found = self.until(what, async || {
+            let resume = self.api::<TradingResume>().get(name).await?;
+            let done = wanted(&resume);
+            *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = resume.status.clone();
+            Ok(done.then_some(resume))
+        }).await;
+        found.with_context(|| {
+            let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
+            format!("TradingResume {}/{name} is\n{seen}", self.namespace)
+        })
+    }
+
+    /// Waits until `look` finds something. Errors in between are taken for not found.
+    pub async fn until<T>(&self, what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let looked = look().await;
+            match looked {
+                Ok(Some(found)) => return Ok(found),
+                _ if Instant::now() < until => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(None) => bail!("not within {} s: {what}", PATIENCE.as_secs()),
+                Err(error) => bail!("not within {} s: {what}: {error:#}", PATIENCE.as_secs()),
+            }
+        }
+    }
+
+    /// ConfigMaps that are held latches.
+    pub async fn latches(&self) -> Result<Vec<ConfigMap>> {
+        Ok(self.api::<ConfigMap>().list(&ListParams::default().labels("standfast.dev/latch=held")).await?.items)
+    }
+
+    /// Starts an operator that watches this namespace only.
+    pub async fn operator(&self) -> Result<Operator> {
+        self.operator_with(|client| client, |transport| transport).await
+    }
+
+    /// Starts an operator whose ways to the API server and to the outside go through what `client` and `transport`
+    /// make of them.
+    pub async fn operator_with(
+        &self,
+        client: impl FnOnce(Client) -> Client + Send + 'static,
+        transport: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + 'static,
+    ) -> Result<Operator> {
+        let config = self.plane.config().await?;
+        let namespace = self.namespace.clone();
+        let (ready, started) = mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.spawn(async move {
+            let run = async {
+                let client = client(Client::try_from(config)?);
+                let transport = transport(http_transport()?);
+                let parts = app::Parts {
+                    clients: Clients::same(&client, 64),
+                    halt_transport: Arc::clone(&transport),
+                    transport,
+                    scope: Scope::Namespaces(vec![namespace]),
+                    metrics: Metrics::new(),
+                    events: Events::none(),
+                    halt_concurrency: 16,
+                    concurrency: 8,
+                };
+                let warm = app::warm(&parts);
+                warm.ready().await;
+                let _ = ready.send(());
+                warm.lead(parts, Leadership::always()).await;
+                Ok::<_, anyhow::Error>(())
+            };
+            if let Err(error) = run.await {
+                tracing::error!(%error, "the operator did not start");
+            }
+        });
+        let waited = tokio::task::spawn_blocking(move || started.recv_timeout(PATIENCE)).await?;
+        waited.context("the operator did not become ready")?;
+        Ok(Operator(Some(runtime)))
+    }
+
+    /// Deletes the namespace; nobody waits for it.
+    pub async fn end(self) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+/// The real way out, open for loopback.
+pub fn http_transport() -> Result<Arc<dyn Transport>> {
+    let config = GuardConfig { allow_cidrs: vec!["127.0.0.0/8".parse()?], ..GuardConfig::default() };
+    let guard = Arc::new(Guard::new(config));
+    let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?;
+    Ok(Arc::new(HttpTransport::new(connector, 256)))
+}
+
+/// An operator in this process. Dropped, it is cut off in the middle of whatever it does.
+pub struct Operator(Option<tokio::runtime::Runtime>);
+
+impl Operator {
+    /// Cuts it off.
+    pub fn cut_off(self) {}
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Phase of a pod.
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// Name of an object.
+pub fn name_of<K: ResourceExt>(object: &K) -> String {
+    object.name_any()
+}
+
+fn merge(into: &mut Value, patch: Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, patch) => *into = patch,
+    }
+}
+
+fn unique() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
