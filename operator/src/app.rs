@@ -227,7 +227,13 @@ impl Warm {
         ));
         let forgetting = Arc::clone(&halting);
         let mut tasks = JoinSet::new();
-        tasks.spawn(controller::run(halting, caches.halts.clone(), halts.1, parts.halt_concurrency, Arc::clone(&observer)));
+        tasks.spawn(controller::run(
+            halting,
+            caches.halts.clone(),
+            halts.1,
+            parts.halt_concurrency,
+            Arc::clone(&observer),
+        ));
         tasks.spawn(count(caches.halts.clone(), parts.metrics.clone()));
         tasks.spawn(async move {
             while let Some(gone) = deleted.recv().await {
@@ -255,7 +261,8 @@ async fn count(halts: Cache<Guarded<TradingHalt>>, metrics: Metrics) {
         let readable: Vec<_> = all.iter().filter_map(|h| h.0.as_ref().ok()).collect();
         metrics.halts(readable.iter().map(|h| h.status.as_ref().map(|s| s.phase).unwrap_or_default()));
         for halt in readable.iter().filter(|h| held::holds(h)) {
-            let verified = halt.status.as_ref().and_then(|s| s.last_verified_at.as_ref().or(s.times.committed_at.as_ref()));
+            let verified =
+                halt.status.as_ref().and_then(|s| s.last_verified_at.as_ref().or(s.times.committed_at.as_ref()));
             if let Some(at) = verified {
                 let age = now.duration_since(at.0).unsigned_abs();
                 metrics.halt_verified(&halt.namespace().unwrap_or_default(), &halt.name_any(), age);
@@ -263,4 +270,3 @@ async fn count(halts: Cache<Guarded<TradingHalt>>, metrics: Metrics) {
         }
     }
 }
-

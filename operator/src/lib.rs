@@ -1,12 +1,13 @@
 //! The Standfast operator.
 
-pub mod app;
 pub mod admin;
+pub mod app;
 pub mod args;
 pub mod cache;
 pub mod calls;
 pub mod client;
 pub mod controller;
+pub mod engine;
 pub mod events;
 pub mod guardrails;
 pub mod halt;
@@ -15,6 +16,7 @@ pub mod jobs;
 pub mod leader;
 pub mod metrics;
 pub mod outbound;
+pub mod resume;
 pub mod scale;
 pub mod system;
 pub mod telemetry;

@@ -1,0 +1,129 @@
+//! What the steps of one resume have in common, and how they look at the cluster.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp};
+use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
+use standfast_crds::v1alpha1::{Check, CheckState, HttpRequest, TradingHalt};
+
+use super::plan::ResumePlan;
+use crate::{
+    calls::Caller,
+    client,
+    guardrails::Guardrails,
+    outbound::CallError,
+    scale::Scaler,
+    system::checks::{Checker, evaluate},
+    workloads::Workloads,
+};
+
+/// The longest that one call to the API server may take.
+pub(super) const DEADLINE: Duration = Duration::from_secs(4);
+/// How many checks or workloads are looked at at a time.
+pub(super) const PARALLEL: usize = 32;
+/// How long an HTTP request or a check may take if it does not say.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+const SQL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Everything outside.
+pub(super) struct Outside {
+    pub client: Client,
+    pub caller: Arc<Caller>,
+    pub checker: Checker,
+    pub guardrails: Guardrails,
+    pub scaler: Scaler,
+    pub workloads: Workloads,
+}
+
+/// One resume, as its steps see it.
+pub(super) struct Context {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// The resume, as the owner of its Jobs.
+    pub owner: OwnerReference,
+    pub plan: ResumePlan,
+    /// Nothing may be begun.
+    pub paused: bool,
+    /// When the release was asked for, if it was.
+    pub requested_at: Option<Timestamp>,
+    /// When the gates must have passed.
+    pub until: Timestamp,
+    pub outside: Arc<Outside>,
+}
+
+/// What came back from an HTTP request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// This status code.
+    Answered(u16),
+    /// It was certainly not received.
+    NotSent(String),
+    /// It may have been received.
+    Unknown(String),
+}
+
+impl Outside {
+    /// All halts of a namespace, live. One that cannot be read might hold anything: that is an error.
+    pub async fn halts(&self, namespace: &str) -> Result<Vec<TradingHalt>, String> {
+        let api: Api<DeserializeGuard<TradingHalt>> = Api::namespaced(self.client.clone(), namespace);
+        let what = format!("listing TradingHalts in {namespace}");
+        let list = client::read(DEADLINE, what, api.list(&ListParams::default())).await.map_err(|e| e.to_string())?;
+        let halts = list.items.into_iter().map(|guarded| {
+            let name = guarded.name_any();
+            guarded.0.map_err(|e| format!("TradingHalt {namespace}/{name} cannot be read, it may hold: {}", e.error))
+        });
+        halts.collect()
+    }
+}
+
+impl Context {
+    /// All halts of the namespace, live.
+    pub async fn halts(&self) -> Result<Vec<TradingHalt>, String> {
+        self.outside.halts(&self.namespace).await
+    }
+
+    /// The answers to these checks, asked now.
+    pub async fn ask<'a>(&self, checks: impl Iterator<Item = &'a Check>) -> Vec<(String, CheckState, String)> {
+        let questions: Vec<_> = checks
+            .cloned()
+            .map(|check| async move {
+                let (state, message) = evaluate(&self.outside.checker, &self.namespace, &check).await;
+                (check.name, state, message)
+            })
+            .collect();
+        stream::iter(questions).buffered(PARALLEL).collect().await
+    }
+
+    /// Sends a request once. It takes at most `limit`.
+    pub async fn send(&self, request: &HttpRequest, limit: Duration) -> Sent {
+        let mut call = match self.outside.caller.prepare(&self.namespace, request, None).await {
+            Ok(call) => call,
+            Err(error) => return Sent::NotSent(error.to_string()),
+        };
+        call.timeout = call.timeout.min(limit);
+        match self.outside.caller.transport().send(call).await {
+            Ok(reply) => Sent::Answered(reply.status),
+            Err(error @ (CallError::Refused(_) | CallError::NotSent(_))) => Sent::NotSent(error.to_string()),
+            Err(error @ CallError::UnknownOutcome(_)) => Sent::Unknown(error.to_string()),
+        }
+    }
+}
+
+/// How long asking these checks may take, all at once.
+pub(super) fn time_for<'a>(checks: impl Iterator<Item = &'a Check>) -> Duration {
+    let limit = |check: &Check| match (&check.http, &check.sql) {
+        // Sent once more when the first one had no answer.
+        (Some(http), _) => time_of(&http.request) * 2,
+        (_, Some(sql)) => sql.timeout.map_or(SQL_TIMEOUT, |t| t.get()) + DEADLINE,
+        _ => DEADLINE * 2,
+    };
+    let longest = checks.map(limit).max().unwrap_or_default();
+    (longest + Duration::from_secs(2)).min(Duration::from_secs(150))
+}
+
+/// How long a request may take.
+pub(super) fn time_of(request: &HttpRequest) -> Duration {
+    request.timeout.map_or(HTTP_TIMEOUT, |t| t.get()).min(crate::calls::caller::TIMEOUT_LIMIT)
+}

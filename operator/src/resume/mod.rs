@@ -1,0 +1,347 @@
+//! Resumes trading: the first procedure on the [engine](crate::engine).
+//!
+//! A TradingResume is looked at once when it appears: whether its halt can be released at all, and what will be done
+//! ([`plan`]). That is frozen in its status. Then its steps follow, in this order: the gates (guardrails, checks,
+//! position sync), the request for the release, which the halt's own controller carries out, the workloads, their
+//! readiness, the bot's own endpoint, the venues, and a last look. What a step does is in `steps`, `restore` and
+//! `venues`; what it decides is in [`gates`]; what the status says is in [`status`].
+//!
+//! Halting always wins: workloads and venues that another halt holds stay stopped, and a halt that appears after the
+//! release ends the resume. There is no finalizer. A resume that is aborted after its release halts the system again;
+//! so does one that is deleted then, as long as an operator sees it ([`ResumeReconciler::on_deleted`]): deleting one
+//! while no operator runs leaves the system as far as the resume came.
+
+mod actions;
+mod context;
+pub mod gates;
+mod journal;
+pub mod plan;
+mod rehalt;
+mod restore;
+pub mod status;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod venues;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::{SignedDuration, Timestamp},
+};
+use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard, runtime::controller::Action};
+use standfast_crds::v1alpha1::{ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem};
+
+pub use plan::{ResumePlan, plan_workloads};
+pub use rehalt::{BASELINES_FROM, RESUME_UID};
+
+use crate::{
+    cache::Cache,
+    calls::Caller,
+    client,
+    controller::{Failure, Guarded, Reconcile},
+    engine::{self, Advance, Controls, End, JournalError, RunError, Term},
+    guardrails::Guardrails,
+    halt::Caches,
+    leader::Leadership,
+    scale::Scaler,
+    system::checks::Checker,
+};
+use context::{Context, DEADLINE, Outside};
+use journal::{ResumeJournal, now};
+use status::Ending;
+
+/// After somebody changed the resume in between.
+const SOON: Duration = Duration::from_millis(200);
+/// How often a re-halt is tried after a deletion, and the pause between two tries.
+const DELETED_TRIES: (u32, Duration) = (30, Duration::from_secs(2));
+
+impl Term for Leadership {
+    fn epoch(&self) -> i64 {
+        Self::epoch(self)
+    }
+
+    fn allows(&self, needed: Duration) -> Result<(), String> {
+        self.check(needed).map_err(|lost| lost.to_string())
+    }
+}
+
+/// Releases halts through gates.
+pub struct ResumeReconciler {
+    outside: Arc<Outside>,
+    systems: Cache<Guarded<TradingSystem>>,
+    leadership: Leadership,
+}
+
+impl ResumeReconciler {
+    /// Everything outside comes in here: `client` reaches the API server, `caller` and `checker` everything else.
+    pub fn new(
+        client: Client,
+        caller: Arc<Caller>,
+        checker: Checker,
+        caches: Caches,
+        guardrails: Guardrails,
+        leadership: Leadership,
+    ) -> Self {
+        let outside = Outside {
+            scaler: Scaler::new(client.clone()),
+            client,
+            caller,
+            checker,
+            guardrails,
+            workloads: caches.workloads,
+        };
+        Self { outside: Arc::new(outside), systems: caches.systems, leadership }
+    }
+
+    fn api(&self, namespace: &str) -> Api<TradingResume> {
+        Api::namespaced(self.outside.client.clone(), namespace)
+    }
+
+    async fn live(&self, namespace: &str, name: &str) -> Result<Option<TradingResume>, Failure> {
+        let what = format!("reading TradingResume {namespace}/{name}");
+        client::read(DEADLINE, what, self.api(namespace).get_opt(name)).await.map_err(|e| Failure(e.to_string()))
+    }
+
+    /// The first look: pins the halt, freezes the plan. Or says why not, for good.
+    async fn accept(&self, live: TradingResume) -> Result<Action, Failure> {
+        let namespace = live.namespace().unwrap_or_default();
+        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let mut status = journal.status();
+        status.started_at = Some(MicroTime(now()));
+        if aborts(&journal.object) {
+            return finish(&mut journal, status, aborted("nothing was released")).await;
+        }
+        let halts = self.outside.halts(&namespace).await.map_err(Failure)?;
+        let system = match plan::halt_to_release(&journal.object, &halts) {
+            Ok(halt) => self.system(&namespace, &halt.spec.system_ref.name).await?,
+            Err(_) => None,
+        };
+        let systems = self.systems.some_names(&namespace);
+        let plan = match plan::accept(&journal.object, &halts, system.as_ref(), &systems) {
+            Ok(plan) => plan,
+            Err(why) => return finish(&mut journal, status, failed(why)).await,
+        };
+        let (frozen, hash) = plan.freeze().map_err(Failure)?;
+        status.halt_uid = Some(plan.halt.uid.clone());
+        status.suspended_jobs = gates::suspended_jobs(&plan.workloads);
+        (status.plan, status.plan_hash) = (Some(frozen), Some(hash));
+        let until = deadline(&journal.object, &status.started_at);
+        let cx = Arc::new(self.context(&journal.object, plan, None, until));
+        let named = |d: engine::Definition| StepStatus { name: d.name, ..StepStatus::default() };
+        status.steps = steps::procedure(&cx).iter().flatten().map(|s| named(s.definition())).collect();
+        written(journal.settle(status, None).await, Action::requeue(Duration::ZERO))
+    }
+
+    async fn system(&self, namespace: &str, name: &str) -> Result<Option<TradingSystem>, Failure> {
+        let api: Api<DeserializeGuard<TradingSystem>> = Api::namespaced(self.outside.client.clone(), namespace);
+        let what = format!("TradingSystem {namespace}/{name}");
+        let live = client::read(DEADLINE, format!("reading {what}"), api.get_opt(name)).await;
+        let Some(guarded) = live.map_err(|e| Failure(e.to_string()))? else { return Ok(None) };
+        guarded.0.map(Some).map_err(|e| Failure::new(format!("{what} cannot be read"), e.error))
+    }
+
+    fn context(
+        &self,
+        resume: &TradingResume,
+        plan: ResumePlan,
+        requested_at: Option<Timestamp>,
+        until: Timestamp,
+    ) -> Context {
+        Context {
+            namespace: resume.namespace().unwrap_or_default(),
+            name: resume.name_any(),
+            uid: resume.uid().unwrap_or_default(),
+            owner: resume.owner_ref(&()).unwrap_or_default(),
+            plan,
+            paused: resume.spec.paused,
+            requested_at,
+            until,
+            outside: Arc::clone(&self.outside),
+        }
+    }
+
+    /// One wave further.
+    async fn advance(&self, live: TradingResume) -> Result<Action, Failure> {
+        let what = format!("TradingResume {}/{}", live.namespace().unwrap_or_default(), live.name_any());
+        let plan = ResumePlan::read(&live).map_err(|e| Failure::new(&what, e))?;
+        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let status = journal.status();
+        let requested_at = status.release_requested_at.as_ref().map(|t| t.0);
+        let until = deadline(&journal.object, &status.started_at);
+        let cx = Arc::new(self.context(&journal.object, plan, requested_at, until));
+        if let Some(at) = requested_at.filter(|_| status::is_released(&status)) {
+            let halts = cx.halts().await.map_err(Failure)?;
+            if let Some(by) = gates::halted_again(&halts, &cx.plan, at) {
+                return finish(&mut journal, status, failed(format!("halted again by {by}"))).await;
+            }
+            // The halt may have suspended more of them up to its release.
+            journal.note_suspended_jobs(&gates::to_restore(&halts, &cx.plan));
+        }
+        let procedure = steps::procedure(&cx);
+        let controls = Controls { paused: cx.paused, abort: false };
+        let term = &self.leadership;
+        let advanced = engine::advance(&procedure, &mut journal, &cx.uid, term, &Timestamp::now, controls).await;
+        let status = journal.status();
+        match advanced {
+            Ok(Advance::Moved) => Ok(Action::requeue(Duration::ZERO)),
+            Ok(Advance::Wait(time)) => written(journal.settle(status, None).await, Action::requeue(time)),
+            Ok(Advance::Paused) => {
+                // The deadline of the gates goes on.
+                let left = Duration::try_from(until.duration_since(now())).unwrap_or_default();
+                let wait = if requested_at.is_none() { left + SOON } else { Duration::from_secs(300) };
+                written(journal.settle(status, None).await, Action::requeue(wait))
+            }
+            Ok(Advance::Ended(end)) => {
+                let ending = ending(&status, &end);
+                finish(&mut journal, status, ending).await
+            }
+            Err(RunError::Conflict(_)) => Ok(Action::requeue(SOON)),
+            Err(RunError::NotAllowed(why) | RunError::Failed(why)) => Err(Failure::new(what, why)),
+        }
+    }
+
+    /// Before the release nothing has happened; after it the system is halted again.
+    async fn abort(&self, live: TradingResume) -> Result<Action, Failure> {
+        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let status = journal.status();
+        if status.release_requested_at.is_none() {
+            return finish(&mut journal, status, aborted("nothing was released")).await;
+        }
+        let name = self.halt_again(&journal.object, "aborted").await?;
+        finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
+    }
+
+    async fn halt_again(&self, resume: &TradingResume, why: &str) -> Result<String, Failure> {
+        let what = format!("halting again after TradingResume {}", resume.name_any());
+        let plan = ResumePlan::read(resume).map_err(|e| Failure::new(&what, e))?;
+        self.leadership.check(DEADLINE).map_err(|e| Failure::new(&what, e))?;
+        rehalt::ensure(&self.outside.client, resume, &plan, why).await.map_err(|e| Failure::new(&what, e))
+    }
+
+    /// To be called when a TradingResume is gone from the cache, with its last state: one that was deleted between its
+    /// release and its end leaves a system halted again. There is no finalizer, so this works only while an operator
+    /// runs.
+    pub async fn on_deleted(&self, resume: &TradingResume) {
+        let (namespace, name) = (resume.namespace().unwrap_or_default(), resume.name_any());
+        for _ in 0..DELETED_TRIES.0 {
+            match self.deleted(resume, &namespace, &name).await {
+                Ok(None) => return,
+                Ok(Some(halt)) => {
+                    tracing::warn!(namespace, resume = name, halt, "an unfinished resume was deleted, halted again");
+                    return;
+                }
+                Err(failure) => tracing::warn!(namespace, resume = name, %failure, "an unfinished resume was deleted"),
+            }
+            tokio::time::sleep(DELETED_TRIES.1).await;
+        }
+        tracing::error!(
+            namespace,
+            resume = name,
+            "an unfinished resume was deleted and its system could not be halted"
+        );
+    }
+
+    async fn deleted(&self, resume: &TradingResume, namespace: &str, name: &str) -> Result<Option<String>, Failure> {
+        let status = resume.status.clone().unwrap_or_default();
+        if status.release_requested_at.is_none() || status.finished_at.is_some() {
+            return Ok(None);
+        }
+        if self.live(namespace, name).await?.is_some_and(|l| l.uid() == resume.uid()) {
+            return Ok(None);
+        }
+        let plan = ResumePlan::read(resume).map_err(Failure)?;
+        let halts = self.outside.halts(namespace).await.map_err(Failure)?;
+        let by = resume.uid().unwrap_or_default();
+        let released = match gates::released(&halts, &plan, &by) {
+            gates::Released::Yes | gates::Released::OnTheWay => true,
+            // Nobody releases a halt for a resume that is gone, unless that was begun before.
+            gates::Released::No => false,
+            gates::Released::Otherwise(_) => status::is_released(&status),
+        };
+        if released { self.halt_again(resume, "deleted").await.map(Some) } else { Ok(None) }
+    }
+}
+
+fn aborts(resume: &TradingResume) -> bool {
+    resume.spec.abort || resume.metadata.deletion_timestamp.is_some()
+}
+
+fn aborted(message: &str) -> Ending {
+    Ending { phase: ResumePhase::Aborted, message: message.into() }
+}
+
+fn failed(message: String) -> Ending {
+    Ending { phase: ResumePhase::Failed, message }
+}
+
+/// How a resume ends when its run has ended.
+fn ending(status: &TradingResumeStatus, end: &End) -> Ending {
+    match end {
+        End::Succeeded => {
+            let last = status.steps.last().and_then(|s| s.message.clone());
+            Ending { phase: ResumePhase::Completed, message: last.unwrap_or_default() }
+        }
+        End::Failed(step) => failed(status::failure(status, step)),
+        End::Indeterminate(step) => {
+            Ending { phase: ResumePhase::Indeterminate, message: status::failure(status, step) }
+        }
+        End::Aborted => aborted("nothing more is done"),
+    }
+}
+
+fn deadline(resume: &TradingResume, started: &Option<MicroTime>) -> Timestamp {
+    let started = started.as_ref().map_or_else(now, |t| t.0);
+    let length = SignedDuration::try_from(resume.spec.deadline.get()).unwrap_or(SignedDuration::MAX);
+    started.checked_add(length).unwrap_or(Timestamp::MAX)
+}
+
+async fn finish(journal: &mut ResumeJournal, status: TradingResumeStatus, ending: Ending) -> Result<Action, Failure> {
+    tracing::info!(
+        namespace = journal.object.namespace(), resume = journal.object.name_any(),
+        phase = ?ending.phase, message = ending.message, "resume ended"
+    );
+    written(journal.settle(status, Some(&ending)).await, Action::await_change())
+}
+
+/// What somebody else wrote in between is looked at again.
+fn written(result: Result<(), JournalError>, then: Action) -> Result<Action, Failure> {
+    match result {
+        Ok(()) => Ok(then),
+        Err(JournalError::Conflict(_) | JournalError::Stale(_)) => Ok(Action::requeue(SOON)),
+        Err(JournalError::Failed(why)) => Err(Failure(why)),
+    }
+}
+
+/// Whether a change of a resume is a reason to look at it. Its own status is not: the controller comes back by itself.
+pub fn concerns(old: Option<&TradingResume>, new: &TradingResume) -> bool {
+    let facts = |r: &TradingResume| (r.uid(), r.metadata.generation, r.metadata.deletion_timestamp.is_some());
+    old.is_none_or(|old| facts(old) != facts(new))
+}
+
+#[async_trait]
+impl Reconcile for ResumeReconciler {
+    type Kind = TradingResume;
+    const NAME: &'static str = "tradingresume";
+    const RETRY: Duration = Duration::from_millis(500);
+    const RETRY_LIMIT: Duration = Duration::from_secs(30);
+
+    async fn reconcile(&self, object: Arc<TradingResume>) -> Result<Action, Failure> {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let Some(live) = self.live(&namespace, &name).await? else { return Ok(Action::await_change()) };
+        let status = live.status.clone().unwrap_or_default();
+        let undecided = status.phase == ResumePhase::Indeterminate && live.spec.abort;
+        if status.finished_at.is_some() && !undecided {
+            return Ok(Action::await_change());
+        }
+        self.leadership
+            .check(Duration::ZERO)
+            .map_err(|e| Failure::new(format!("TradingResume {namespace}/{name}"), e))?;
+        if status.started_at.is_none() {
+            return self.accept(live).await;
+        }
+        if aborts(&live) { self.abort(live).await } else { self.advance(live).await }
+    }
+}

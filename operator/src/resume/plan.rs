@@ -1,0 +1,220 @@
+//! What a resume will do, frozen when it is first seen.
+
+use kube::{Resource, ResourceExt};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use standfast_crds::v1alpha1::{
+    Action, Check, CheckSelection, Duration, HaltPhase, HaltReference, HttpRequest, LatchedWorkload, StateRead,
+    TradingHalt, TradingResume, TradingSystem,
+};
+
+/// The whole of what a resume will do. Later edits of the TradingSystem or the resume change nothing of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResumePlan {
+    /// The resume's spec, without `paused` and `abort`.
+    pub spec: PlanSpec,
+    /// The halt that is released.
+    pub halt: Pinned,
+    /// The system that trades again.
+    pub system: Pinned,
+    /// The checks that must pass.
+    pub checks: Vec<Check>,
+    /// Brings the bot's books in line with the venues.
+    pub sync_positions: Option<Action>,
+    /// What makes the venues accept orders again.
+    pub venues: Vec<PlanVenue>,
+    /// The bot's own endpoint.
+    pub application_resume: Option<HttpRequest>,
+    /// What the halt stopped, and what to go back to.
+    pub workloads: Vec<LatchedWorkload>,
+}
+
+/// The part of a resume's spec that does not change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanSpec {
+    /// The halt to release.
+    pub halt_ref: HaltReference,
+    /// Who asks for it.
+    pub requested_by: String,
+    /// Which checks must pass.
+    pub checks: Option<CheckSelection>,
+    /// How long the gates may take.
+    pub deadline: Duration,
+}
+
+/// An object by name and uid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pinned {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+impl Pinned {
+    fn of<K: Resource>(object: &K) -> Self {
+        Self { name: object.name_any(), uid: object.uid().unwrap_or_default() }
+    }
+}
+
+/// What is done at one venue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanVenue {
+    /// The venue's name.
+    pub name: String,
+    /// Makes it accept orders again.
+    pub allow_trading: Vec<Action>,
+    /// Tells whether it refuses them.
+    pub trading_suspended: Option<StateRead>,
+}
+
+impl ResumePlan {
+    /// The plan as it stands in a status.
+    pub fn read(resume: &TradingResume) -> Result<Self, String> {
+        let plan = resume.status.as_ref().and_then(|s| s.plan.clone()).ok_or("there is no plan in the status")?;
+        serde_json::from_value(plan).map_err(|error| format!("this version cannot read the plan: {error}"))
+    }
+
+    /// The plan as it is stored, and the SHA-256 of its RFC 8785 JSON.
+    pub fn freeze(&self) -> Result<(Value, String), String> {
+        let plan = serde_json::to_value(self).map_err(|e| format!("the plan cannot be stored: {e}"))?;
+        let hash = hash(&plan)?;
+        Ok((plan, hash))
+    }
+
+    /// Checks that can pass while the system is halted: all but those about a workload that the halt stops.
+    pub fn gates(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|c| !self.asks_a_stopped_workload(c))
+    }
+
+    /// Checks that can only pass afterwards.
+    pub fn exit_checks(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|c| self.asks_a_stopped_workload(c))
+    }
+
+    fn asks_a_stopped_workload(&self, check: &Check) -> bool {
+        let asked = check.workload.as_ref();
+        asked.is_some_and(|c| self.workloads.iter().any(|w| w.kind == c.kind && w.name == c.name))
+    }
+}
+
+/// SHA-256 of the RFC 8785 JSON of a plan, in hexadecimal.
+pub fn hash(plan: &Value) -> Result<String, String> {
+    let canonical = serde_jcs::to_vec(plan).map_err(|e| format!("the plan cannot be hashed: {e}"))?;
+    Ok(Sha256::digest(&canonical).iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// What an unfinished resume is going to restore, or may have to. Empty for one that was not begun or has ended.
+pub fn plan_workloads(resume: &TradingResume) -> Vec<LatchedWorkload> {
+    let unfinished = resume.status.as_ref().is_some_and(|s| s.started_at.is_some() && s.finished_at.is_none());
+    if !unfinished {
+        return vec![];
+    }
+    ResumePlan::read(resume).map(|p| p.workloads).unwrap_or_default()
+}
+
+/// Whether the halt may be released, and how, as things stand when the resume is first seen. `system` is the one that
+/// the halt names, `systems` are the names there are. The error says why not, and what there is instead.
+pub fn accept(
+    resume: &TradingResume,
+    halts: &[TradingHalt],
+    system: Option<&TradingSystem>,
+    systems: &[String],
+) -> Result<ResumePlan, String> {
+    let halt = halt_to_release(resume, halts)?;
+    let name = &halt.spec.system_ref.name;
+    let Some(system) = system else {
+        return Err(format!(
+            "the TradingSystem {name} of TradingHalt {} does not exist, and only it tells how to resume: {}",
+            halt.name_any(),
+            there_are(systems.iter().map(String::as_str))
+        ));
+    };
+    let checks = select(&system.spec.checks, resume.spec.checks.as_ref())?;
+    Ok(ResumePlan {
+        spec: PlanSpec {
+            halt_ref: resume.spec.halt_ref.clone(),
+            requested_by: resume.spec.requested_by.clone(),
+            checks: resume.spec.checks.clone(),
+            deadline: resume.spec.deadline,
+        },
+        halt: Pinned::of(halt),
+        system: Pinned::of(system),
+        checks,
+        sync_positions: system.spec.sync_positions.clone(),
+        venues: system
+            .spec
+            .venues
+            .iter()
+            .map(|v| PlanVenue {
+                name: v.name.clone(),
+                allow_trading: v.allow_trading.clone(),
+                trading_suspended: v.trading_suspended.clone(),
+            })
+            .collect(),
+        application_resume: system.spec.application_halt.as_ref().and_then(|a| a.resume.clone()),
+        workloads: halt.status.iter().flat_map(|s| s.workloads.clone()).collect(),
+    })
+}
+
+/// The halt that a resume names, if it can be released at all.
+pub fn halt_to_release<'a>(resume: &TradingResume, halts: &'a [TradingHalt]) -> Result<&'a TradingHalt, String> {
+    let reference = &resume.spec.halt_ref;
+    let name = &reference.name;
+    let Some(halt) = halts.iter().find(|h| h.name_any() == *name) else {
+        let namespace = resume.namespace().unwrap_or_default();
+        let held = halts.iter().filter(|h| crate::held::holds(h)).filter_map(|h| h.metadata.name.as_deref());
+        return Err(format!(
+            "there is no TradingHalt {name} in namespace {namespace}, of those that hold {}",
+            there_are(held)
+        ));
+    };
+    if let Some(uid) = reference.uid.as_ref().filter(|u| Some(*u) != halt.metadata.uid.as_ref()) {
+        let there = halt.uid().unwrap_or_default();
+        return Err(format!("TradingHalt {name} is another one now: its uid is {there}, not {uid}"));
+    }
+    let born = |meta: &kube::core::ObjectMeta| meta.creation_timestamp.as_ref().map(|t| t.0);
+    if born(&halt.metadata) > born(&resume.metadata) {
+        return Err(format!(
+            "TradingHalt {name} is younger than this TradingResume, which cannot mean it: create another one"
+        ));
+    }
+    let status = halt.status.clone().unwrap_or_default();
+    let by = status.released.as_ref().filter(|r| Some(&r.resume_uid) != resume.metadata.uid.as_ref());
+    if let Some(by) = by {
+        return Err(format!("TradingHalt {name} was already released by TradingResume {}", by.resume));
+    }
+    match status.latch {
+        _ if status.phase == HaltPhase::Released => Err(format!("TradingHalt {name} was already released")),
+        Some(latch) if !latch.held => Err(format!("TradingHalt {name} was already released")),
+        Some(_) => Ok(halt),
+        None => {
+            Err(format!("TradingHalt {name} has not latched anything: there is nothing to release, it may be deleted"))
+        }
+    }
+}
+
+/// The checks that must pass.
+fn select(checks: &[Check], selection: Option<&CheckSelection>) -> Result<Vec<Check>, String> {
+    let Some(selection) = selection else { return Ok(checks.to_vec()) };
+    let names = selection.names.as_deref().unwrap_or_default();
+    if let Some(unknown) = names.iter().find(|n| !checks.iter().any(|c| c.name == **n)) {
+        let there = there_are(checks.iter().map(|c| c.name.as_str()));
+        return Err(format!("the TradingSystem has no check {unknown}: {there}"));
+    }
+    let groups = selection.groups.as_deref().unwrap_or_default();
+    let chosen = checks.iter().filter(|c| names.contains(&c.name) || groups.contains(&c.group));
+    Ok(chosen.cloned().collect())
+}
+
+fn there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<_> = names.collect();
+    names.sort_unstable();
+    names.truncate(5);
+    if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) }
+}

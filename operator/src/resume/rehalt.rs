@@ -1,0 +1,82 @@
+//! Halts a system again whose resume was aborted, or deleted, after the release.
+
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ObjectMeta, PostParams},
+};
+use standfast_crds::v1alpha1::{
+    HaltOrders, HaltPositions, LocalReference, TradingHalt, TradingHaltSpec, TradingResume, shorten,
+};
+
+use super::{context::DEADLINE, plan::ResumePlan};
+use crate::{client, scale::FIELD_MANAGER};
+
+/// uid of the resume that a halt was created for.
+pub const RESUME_UID: &str = "standfast.dev/resume-uid";
+/// Name of the released halt whose record tells what to go back to, where a workload still stands at zero.
+pub const BASELINES_FROM: &str = "standfast.dev/baselines-from";
+
+/// The longest name that a TradingHalt may have.
+const NAME_LIMIT: usize = 200;
+
+/// The names that the halt may have, best first. All of them follow from the resume.
+pub(super) fn names(resume: &TradingResume) -> [String; 2] {
+    let (name, uid) = (resume.name_any(), resume.uid().unwrap_or_default());
+    let uid: String = uid.chars().take(8).collect();
+    let cut = |suffix: String| {
+        let room = NAME_LIMIT - suffix.len();
+        format!("{}{suffix}", name.chars().take(room).collect::<String>().trim_end_matches(['-', '.']))
+    };
+    [cut("-abort".into()), cut(format!("-abort-{uid}"))]
+}
+
+/// The halt that ends a resume. It belongs to nobody: it stays when the resume is deleted.
+pub(super) fn halt(resume: &TradingResume, plan: &ResumePlan, name: &str, why: &str) -> TradingHalt {
+    let annotations = [
+        (RESUME_UID.to_owned(), resume.uid().unwrap_or_default()),
+        (BASELINES_FROM.to_owned(), plan.halt.name.clone()),
+    ];
+    TradingHalt {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            namespace: resume.namespace(),
+            annotations: Some(annotations.into()),
+            ..ObjectMeta::default()
+        },
+        spec: TradingHaltSpec {
+            system_ref: LocalReference { name: plan.system.name.clone() },
+            reason: shorten(&format!("resume {} was {why}", resume.name_any())),
+            requested_by: None,
+            orders: HaltOrders::default(),
+            positions: HaltPositions::default(),
+        },
+        status: None,
+    }
+}
+
+/// Creates the halt unless it is there, and tells its name.
+pub(super) async fn ensure(
+    client: &Client,
+    resume: &TradingResume,
+    plan: &ResumePlan,
+    why: &str,
+) -> Result<String, String> {
+    let namespace = resume.namespace().unwrap_or_default();
+    let api: Api<TradingHalt> = Api::namespaced(client.clone(), &namespace);
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    for name in names(resume) {
+        let what = format!("TradingHalt {namespace}/{name}");
+        let halt = halt(resume, plan, &name, why);
+        match client::write(DEADLINE, format!("creating {what}"), api.create(&params, &halt)).await {
+            Ok(_) => return Ok(name),
+            Err(error) if error.is_already_exists() => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        let there = client::read(DEADLINE, format!("reading {what}"), api.get_opt(&name)).await;
+        let there = there.map_err(|e| e.to_string())?.ok_or_else(|| format!("{what} came and went"))?;
+        if there.meta().annotations.as_ref().and_then(|a| a.get(RESUME_UID)) == resume.meta().uid.as_ref() {
+            return Ok(name);
+        }
+    }
+    Err(format!("{} exist in {namespace} and are of other resumes", names(resume).join(" and ")))
+}

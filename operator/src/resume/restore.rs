@@ -1,0 +1,176 @@
+//! Brings workloads back to their sizes, and waits until they are ready.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
+use standfast_crds::v1alpha1::{
+    Check, CheckGroup, CheckState, LatchedWorkload, StepStatus, TradingHalt, WorkloadCheck, WorkloadKind,
+};
+
+use super::{
+    context::{Context, DEADLINE, PARALLEL},
+    gates::{self, Restored, Restoring, Summary},
+    status::step,
+};
+use crate::{
+    engine::{Acted, Definition, Observation, Step},
+    held,
+    scale::{ScaleError, Size},
+    workloads::Key,
+};
+
+/// How long restored workloads may take to become ready.
+pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Raises what the halt stopped and no other halt holds.
+pub(super) struct RestoreWorkloads(pub Arc<Context>);
+
+#[async_trait]
+impl Step for RestoreWorkloads {
+    fn definition(&self) -> Definition {
+        // Two calls for each, some of them at a time.
+        let time = self.0.plan.workloads.len().div_ceil(PARALLEL);
+        let call = DEADLINE + Duration::from_secs(u64::try_from(time).unwrap_or(u64::MAX));
+        Definition { look: Duration::from_secs(1), call, ..Definition::new(step::RESTORE_WORKLOADS) }
+    }
+
+    async fn observe(&self, _: &StepStatus) -> Observation {
+        // Each workload is read before it is set.
+        Observation::NotDone("not all restored".into())
+    }
+
+    async fn act(&self, _: &StepStatus) -> Acted {
+        let cx = &self.0;
+        let halts = match cx.halts().await {
+            Ok(halts) => halts,
+            Err(why) => return Acted::Again(why),
+        };
+        if let Some(halt) = stopped_by(cx, &halts) {
+            return Acted::Again(halt);
+        }
+        let workloads = gates::to_restore(&halts, &cx.plan);
+        let calls: Vec<_> = workloads.iter().map(|w| restore(cx, &halts, w)).collect();
+        let done: Vec<_> = stream::iter(calls).buffered(PARALLEL).collect().await;
+        match gates::sum_up(&done) {
+            Summary::Done(text) => Acted::Done(text),
+            Summary::Nothing(text) => Acted::NotNeeded(text),
+            Summary::NotYet(text) => Acted::Again(text),
+            Summary::Missing(text) => Acted::Failed(text),
+        }
+    }
+}
+
+/// Why nothing may be raised at the moment: a new halt that has not said yet what it holds, or that ends this resume.
+pub(super) fn stopped_by(cx: &Context, halts: &[TradingHalt]) -> Option<String> {
+    let again = cx.requested_at.and_then(|at| gates::halted_again(halts, &cx.plan, at));
+    again
+        .map(|name| format!("halted again by {name}"))
+        .or_else(|| gates::about_to_hold(halts, &cx.plan).map(|name| format!("TradingHalt {name} is about to hold")))
+}
+
+fn key(cx: &Context, workload: &LatchedWorkload) -> Key {
+    Key { namespace: cx.namespace.clone(), kind: workload.kind, name: workload.name.clone() }
+}
+
+fn holders(cx: &Context, halts: &[TradingHalt], workload: &LatchedWorkload) -> Vec<String> {
+    let names = held::holders(halts, workload.kind, &workload.name, Some(&cx.plan.halt.uid));
+    names.into_iter().map(str::to_owned).collect()
+}
+
+async fn restore(cx: &Context, halts: &[TradingHalt], workload: &LatchedWorkload) -> Restored {
+    let by = holders(cx, halts, workload);
+    if !by.is_empty() {
+        return Restored::Held(by);
+    }
+    if gates::target(workload).is_none() {
+        return Restored::Done;
+    }
+    let key = key(cx, workload);
+    let set = async {
+        let (live, version) = cx.outside.scaler.read(&key).await?;
+        match gates::restoring(workload, live) {
+            Restoring::Leave => Ok(()),
+            Restoring::Raise(size) => cx.outside.scaler.set(&key, size, &version).await,
+        }
+    };
+    match set.await {
+        Ok(()) => Restored::Done,
+        Err(ScaleError::NotFound(key)) => Restored::Missing(format!("{key} does not exist any more")),
+        // The admission policies learn of the release a moment after it.
+        Err(error) => Restored::NotYet(error.to_string()),
+    }
+}
+
+/// Waits until the pods of what was restored are ready.
+pub(super) struct Ready(pub Arc<Context>);
+
+#[async_trait]
+impl Step for Ready {
+    fn definition(&self) -> Definition {
+        Definition { timeout: Some(READY_TIMEOUT), look: DEADLINE * 3, ..Definition::new(step::READY) }
+    }
+
+    async fn observe(&self, _: &StepStatus) -> Observation {
+        let halts = match self.0.halts().await {
+            Ok(halts) => halts,
+            Err(why) => return Observation::InProgress(why),
+        };
+        let started = restored(&self.0, &halts);
+        if started.is_empty() {
+            return Observation::NotNeeded("no restored workload runs pods all the time".into());
+        }
+        match ready(&self.0, &started).await {
+            Ok(()) => Observation::Done(format!("{} workloads are ready", started.len())),
+            Err(why) => Observation::InProgress(why),
+        }
+    }
+
+    async fn act(&self, _: &StepStatus) -> Acted {
+        Acted::Started { message: String::new(), external_ref: None }
+    }
+}
+
+/// The workloads whose pods must run: restored, and not held by another halt.
+pub(super) fn restored(cx: &Context, halts: &[TradingHalt]) -> Vec<LatchedWorkload> {
+    let mut workloads = gates::to_restore(halts, &cx.plan);
+    workloads.retain(|w| matches!(gates::target(w), Some(Size::Replicas(_))) && holders(cx, halts, w).is_empty());
+    workloads
+}
+
+/// Whether the pods of all of them are ready: what the cache denies is not asked live.
+pub(super) async fn ready(cx: &Context, workloads: &[LatchedWorkload]) -> Result<(), String> {
+    let cached = |w: &&LatchedWorkload| {
+        let view = cx.outside.workloads.get(&key(cx, w));
+        view.is_none_or(|v| v.replicas < 1 || v.ready < v.replicas)
+    };
+    let waiting: Vec<_> = workloads.iter().filter(cached).map(name).collect();
+    if !waiting.is_empty() {
+        return Err(waits_for(&waiting));
+    }
+    let checks: Vec<_> = workloads.iter().map(|w| readiness(w.kind, &w.name)).collect();
+    let answers = cx.ask(checks.iter()).await;
+    let waiting: Vec<_> = answers.into_iter().filter(|a| a.1 != CheckState::Passing).map(|a| a.0).collect();
+    if waiting.is_empty() { Ok(()) } else { Err(waits_for(&waiting)) }
+}
+
+fn readiness(kind: WorkloadKind, name: &str) -> Check {
+    Check {
+        name: format!("{kind} {name}"),
+        group: CheckGroup::Infrastructure,
+        interval: None,
+        http: None,
+        sql: None,
+        workload: Some(WorkloadCheck { kind, name: name.into(), min_ready: None }),
+    }
+}
+
+fn name(workload: &LatchedWorkload) -> String {
+    format!("{} {}", workload.kind, workload.name)
+}
+
+fn waits_for(names: &[String]) -> String {
+    let first = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    let more = if names.len() > 3 { format!(" and {} more", names.len() - 3) } else { String::new() };
+    format!("waiting for ready pods of {first}{more}")
+}

@@ -1,0 +1,137 @@
+//! What the status of a resume says, derived from its journal.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus, set_condition, shorten};
+
+/// Names of the steps that the status speaks of.
+pub mod step {
+    /// The admission policies are in place.
+    pub const GUARDRAILS: &str = "guardrails";
+    /// The checks pass.
+    pub const CHECKS: &str = "checks";
+    /// The bot's books agree with the venues.
+    pub const SYNC_POSITIONS: &str = "sync-positions";
+    /// Every gate was asked once more, and the release was asked for.
+    pub const REQUEST_RELEASE: &str = "request-release";
+    /// The halt's controller released the halt.
+    pub const RELEASE: &str = "release";
+    /// The workloads have their sizes back.
+    pub const RESTORE_WORKLOADS: &str = "restore-workloads";
+    /// Their pods are ready.
+    pub const READY: &str = "ready";
+    /// The bot's own endpoint was asked.
+    pub const APPLICATION_RESUME: &str = "application-resume";
+    /// One step for each venue, with its name behind it.
+    pub const ALLOW_TRADING: &str = "allow-trading-";
+    /// All of it is still true.
+    pub const VERIFY: &str = "verify";
+}
+
+/// Types of the conditions of a TradingResume.
+pub mod conditions {
+    /// Trading was resumed.
+    pub const COMPLETED: &str = "Completed";
+    /// The halt was released.
+    pub const RELEASED: &str = "Released";
+    /// kstatus: done.
+    pub const READY: &str = "Ready";
+    /// kstatus: on the way.
+    pub const RECONCILING: &str = "Reconciling";
+    /// kstatus: a person has to look.
+    pub const STALLED: &str = "Stalled";
+}
+
+/// How a resume ends, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// `Completed`, `Failed`, `Aborted` or `Indeterminate`.
+    pub phase: ResumePhase,
+    /// Why, in one line.
+    pub message: String,
+}
+
+fn state(steps: &[StepStatus], name: &str) -> StepState {
+    steps.iter().find(|s| s.name == name).map_or(StepState::Pending, |s| s.state)
+}
+
+/// Whether the halt was released for this resume.
+pub fn is_released(status: &TradingResumeStatus) -> bool {
+    state(&status.steps, step::RELEASE) == StepState::Succeeded
+}
+
+/// Brings phase, conditions and times in line with the journal. Nothing changes when nothing is new.
+pub fn digest(
+    status: &mut TradingResumeStatus,
+    generation: Option<i64>,
+    paused: bool,
+    ending: Option<&Ending>,
+    now: Timestamp,
+) {
+    status.observed_generation = generation;
+    let current = status.steps.iter().find(|s| !matches!(s.state, StepState::Succeeded | StepState::Skipped));
+    let name = current.map(|s| s.name.clone());
+    let said = current.and_then(|s| s.message.clone());
+    status.phase = match ending {
+        Some(ending) => ending.phase,
+        None if paused => ResumePhase::Paused,
+        None if status.release_requested_at.is_none() => ResumePhase::Checking,
+        None if !is_released(status) => ResumePhase::Releasing,
+        None => ResumePhase::Restoring,
+    };
+    status.current_step = name.clone().filter(|_| status.phase != ResumePhase::Completed);
+    let message = match (ending, &name, said) {
+        (Some(ending), ..) => ending.message.clone(),
+        (None, Some(name), Some(said)) => format!("{name}: {said}"),
+        (None, Some(name), None) => name.clone(),
+        (None, None, _) => "every step is done".into(),
+    };
+    if ending.is_some() && status.finished_at.is_none() {
+        status.finished_at = Some(MicroTime(now));
+    }
+    let phase = phase_name(status.phase);
+    let yes = |yes: bool| if yes { "True" } else { "False" };
+    let completed = status.phase == ResumePhase::Completed;
+    let released = match is_released(status) {
+        true => ("True", "Released", "the halt was released".to_owned()),
+        false if status.release_requested_at.is_some() => {
+            ("False", "Requested", "the release was asked for".to_owned())
+        }
+        false => ("False", "NotRequested", "the halt holds as far as this resume is concerned".to_owned()),
+    };
+    let stalled = ending.is_some() && !completed;
+    let mut set = |type_, value, reason, message: String| {
+        set_condition(&mut status.conditions, now, generation, (type_, value, reason), message);
+    };
+    set(conditions::COMPLETED, yes(completed), phase, message.clone());
+    set(conditions::RELEASED, released.0, released.1, released.2);
+    set(conditions::READY, yes(completed), phase, message.clone());
+    set(conditions::RECONCILING, yes(ending.is_none()), phase, message.clone());
+    set(conditions::STALLED, yes(stalled), phase, message);
+}
+
+/// How a run of the engine that failed at this step reads.
+pub fn failure(status: &TradingResumeStatus, name: &str) -> String {
+    let said = status.steps.iter().find(|s| s.name == name).and_then(|s| s.message.clone()).unwrap_or_default();
+    let halt = if is_released(status) {
+        "the halt was released, but"
+    } else if status.release_requested_at.is_some() {
+        "the release was asked for, but"
+    } else {
+        "not released:"
+    };
+    shorten(&format!("{halt} {name}: {said}"))
+}
+
+const fn phase_name(phase: ResumePhase) -> &'static str {
+    match phase {
+        ResumePhase::Pending => "Pending",
+        ResumePhase::Checking => "Checking",
+        ResumePhase::Releasing => "Releasing",
+        ResumePhase::Restoring => "Restoring",
+        ResumePhase::Completed => "Completed",
+        ResumePhase::Failed => "Failed",
+        ResumePhase::Aborted => "Aborted",
+        ResumePhase::Paused => "Paused",
+        ResumePhase::Indeterminate => "Indeterminate",
+    }
+}

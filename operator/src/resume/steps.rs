@@ -1,0 +1,190 @@
+//! The steps of a resume up to the release, and the list of all of them.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use standfast_crds::v1alpha1::{Action, StepStatus};
+
+use super::{
+    actions,
+    context::{Context, DEADLINE, time_for},
+    gates::{self, Released},
+    restore::{Ready, RestoreWorkloads},
+    status::step,
+    venues::{AllowTrading, ApplicationResume, Verify},
+};
+use crate::engine::{Acted, Definition, Observation, Procedure, Step};
+
+/// All steps of a resume, in order.
+pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
+    let cx = || Arc::clone(cx);
+    vec![
+        vec![Box::new(Guardrails(cx()))],
+        vec![Box::new(Checks(cx()))],
+        vec![Box::new(SyncPositions(cx()))],
+        vec![Box::new(RequestRelease(cx()))],
+        vec![Box::new(Release(cx()))],
+        vec![Box::new(RestoreWorkloads(cx()))],
+        vec![Box::new(Ready(cx()))],
+        vec![Box::new(ApplicationResume(cx()))],
+        AllowTrading::all(&cx()).into_iter().map(|s| Box::new(s) as Box<dyn Step>).collect(),
+        vec![Box::new(Verify(cx()))],
+    ]
+}
+
+/// A step that ends with the gates.
+fn gate(cx: &Context, name: &str) -> Definition {
+    Definition { until: Some(cx.until), ..Definition::new(name) }
+}
+
+/// What only has to be waited for needs no call.
+fn waiting() -> Acted {
+    Acted::Started { message: String::new(), external_ref: None }
+}
+
+struct Guardrails(Arc<Context>);
+
+#[async_trait]
+impl Step for Guardrails {
+    fn definition(&self) -> Definition {
+        // Several policies, each read with a deadline of its own.
+        Definition {
+            look: Duration::from_secs(15),
+            interval: Duration::from_secs(5),
+            ..gate(&self.0, step::GUARDRAILS)
+        }
+    }
+
+    async fn observe(&self, _: &StepStatus) -> Observation {
+        match self.0.outside.guardrails.fresh().await.problem() {
+            None => Observation::Done("the guardrails are as they were shipped".into()),
+            Some((_, why)) => Observation::InProgress(format!("nothing is released while {why}")),
+        }
+    }
+
+    async fn act(&self, _: &StepStatus) -> Acted {
+        waiting()
+    }
+}
+
+struct Checks(Arc<Context>);
+
+#[async_trait]
+impl Step for Checks {
+    fn definition(&self) -> Definition {
+        let look = time_for(self.0.plan.gates());
+        Definition { look, interval: Duration::from_secs(5), ..gate(&self.0, step::CHECKS) }
+    }
+
+    async fn observe(&self, _: &StepStatus) -> Observation {
+        match gates::all_pass(&self.0.ask(self.0.plan.gates()).await) {
+            Ok(text) => Observation::Done(text),
+            Err(why) => Observation::InProgress(why),
+        }
+    }
+
+    async fn act(&self, _: &StepStatus) -> Acted {
+        waiting()
+    }
+}
+
+struct SyncPositions(Arc<Context>);
+
+/// How often a sync is tried that the other side failed at.
+const SYNC_TRIES: i64 = 3;
+
+#[async_trait]
+impl Step for SyncPositions {
+    fn definition(&self) -> Definition {
+        let call = self.0.plan.sync_positions.as_ref().map_or(DEADLINE, actions::time_for);
+        Definition { call, ..gate(&self.0, step::SYNC_POSITIONS) }
+    }
+
+    async fn observe(&self, entry: &StepStatus) -> Observation {
+        match &self.0.plan.sync_positions {
+            None => Observation::NotNeeded("the TradingSystem declares no syncPositions".into()),
+            Some(Action { job: Some(job), .. }) => actions::observe_job(&self.0, job, entry).await,
+            Some(_) => Observation::Unknown("no answer to the sync is known".into()),
+        }
+    }
+
+    async fn act(&self, entry: &StepStatus) -> Acted {
+        match &self.0.plan.sync_positions {
+            None => Acted::NotNeeded(String::new()),
+            Some(Action { job: Some(job), .. }) => actions::begin_job(&self.0, job, entry).await,
+            Some(Action { http: Some(request), .. }) => {
+                let sent = self.0.send(request, actions::LONGEST_CALL).await;
+                actions::synced(sent, entry.attempts >= SYNC_TRIES)
+            }
+            Some(_) => Acted::Failed("syncPositions has neither http nor job".into()),
+        }
+    }
+}
+
+/// Asks every gate once more. That the step succeeded and that the release is asked for is one status write, over the
+/// version of the resume that was read before: the look is all there is to do.
+struct RequestRelease(Arc<Context>);
+
+#[async_trait]
+impl Step for RequestRelease {
+    fn definition(&self) -> Definition {
+        let look = time_for(self.0.plan.gates()) + Duration::from_secs(20);
+        Definition { look, interval: Duration::from_secs(5), ..gate(&self.0, step::REQUEST_RELEASE) }
+    }
+
+    async fn observe(&self, _: &StepStatus) -> Observation {
+        let cx = &self.0;
+        if cx.paused {
+            return Observation::InProgress("paused".into());
+        }
+        if let Some((_, why)) = cx.outside.guardrails.fresh().await.problem() {
+            return Observation::InProgress(format!("nothing is released while {why}"));
+        }
+        if let Err(why) = gates::all_pass(&cx.ask(cx.plan.gates()).await) {
+            return Observation::InProgress(why);
+        }
+        let halts = match cx.halts().await {
+            Ok(halts) => halts,
+            Err(why) => return Observation::InProgress(why),
+        };
+        if let Released::Otherwise(why) = gates::released(&halts, &cx.plan, &cx.uid) {
+            return Observation::Failed(why);
+        }
+        match gates::outgrown(&halts, &cx.plan) {
+            Some(why) => Observation::Failed(why),
+            None => Observation::Done("every gate has passed".into()),
+        }
+    }
+
+    async fn act(&self, _: &StepStatus) -> Acted {
+        waiting()
+    }
+}
+
+/// Waits for the halt's controller. There is no time limit: what was asked for may happen at any time.
+struct Release(Arc<Context>);
+
+#[async_trait]
+impl Step for Release {
+    fn definition(&self) -> Definition {
+        Definition { interval: Duration::from_secs(1), ..Definition::new(step::RELEASE) }
+    }
+
+    async fn observe(&self, _: &StepStatus) -> Observation {
+        let halts = match self.0.halts().await {
+            Ok(halts) => halts,
+            Err(why) => return Observation::Unknown(why),
+        };
+        let name = &self.0.plan.halt.name;
+        match gates::released(&halts, &self.0.plan, &self.0.uid) {
+            Released::Yes => Observation::Done(format!("TradingHalt {name} is released")),
+            Released::OnTheWay => Observation::InProgress(format!("TradingHalt {name} is being released")),
+            Released::No => Observation::InProgress(format!("waiting for the release of TradingHalt {name}")),
+            Released::Otherwise(why) => Observation::Failed(why),
+        }
+    }
+
+    async fn act(&self, _: &StepStatus) -> Acted {
+        waiting()
+    }
+}
