@@ -8,12 +8,15 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
-    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
-    autoscaling::v2::HorizontalPodAutoscaler,
-    batch::v1::CronJob,
-    core::v1::Service,
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+        autoscaling::v2::HorizontalPodAutoscaler,
+        batch::v1::CronJob,
+        core::v1::Service,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Client,
@@ -33,6 +36,7 @@ use super::{
 use crate::{
     calls::Caller,
     guardrails::{GuardrailState, Guardrails, namespace_enabled, namespace_excluded},
+    jobs::{self, JobError},
     outbound::{Call, CallError},
     workloads::{Key, View},
 };
@@ -106,11 +110,21 @@ impl Surveyor {
     }
 
     /// What changes rarely: permissions, the workloads' own objects, services.
-    pub async fn far(&self, namespace: &str, spec: &TradingSystemSpec, trading: &[View]) -> Survey {
+    pub async fn far(
+        &self,
+        namespace: &str,
+        owner: &OwnerReference,
+        spec: &TradingSystemSpec,
+        trading: &[View],
+    ) -> Survey {
         let wanted = permissions(spec, trading);
-        let (mut survey, other) =
-            tokio::join!(self.permissions(namespace, &wanted), self.objects(namespace, spec, trading));
-        survey.add(other);
+        let (mut survey, objects, jobs) = tokio::join!(
+            self.permissions(namespace, &wanted),
+            self.objects(namespace, spec, trading),
+            self.jobs(namespace, owner, spec)
+        );
+        survey.add(objects);
+        survey.add(jobs);
         survey.sorted()
     }
 
@@ -178,6 +192,26 @@ impl Surveyor {
             known.insert(key, Instant::now());
         }
         Ok(allowed)
+    }
+
+    /// Whether the Jobs could be created. None is.
+    async fn jobs(&self, namespace: &str, owner: &OwnerReference, spec: &TradingSystemSpec) -> Survey {
+        let environment = jobs::environment(&owner.name, "", "");
+        let trials = spec::jobs(spec).into_iter().map(|(path, action)| {
+            let environment = &environment;
+            async move {
+                (path, jobs::check_job(&self.client, namespace, "standfast-trial", owner, action, environment).await)
+            }
+        });
+        let mut survey = Survey::default();
+        for (path, trial) in some_at_once(trials).await {
+            match trial {
+                Ok(()) => {}
+                Err(JobError::Refused(why)) => survey.problems.push(job_problem(&path, &why)),
+                Err(JobError::Failed(why)) => survey.unknown.push(why),
+            }
+        }
+        survey
     }
 
     /// Who else sets the workloads' replicas, and whether reads go to pods that a halt stops.
@@ -275,6 +309,11 @@ fn guardrail_survey(state: &GuardrailState) -> Survey {
         (_, None) => {}
     }
     survey
+}
+
+fn job_problem(path: &str, why: &str) -> Problem {
+    let reason = if why.starts_with("Secret ") { "CredentialMissing" } else { "JobRefused" };
+    problem(reason, format!("{why}{}", fields(&[path])))
 }
 
 /// The fields that something is about, for the end of a message.

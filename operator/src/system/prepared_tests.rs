@@ -161,3 +161,12 @@ fn who_sets_replicas_from_git_is_named() {
     assert_eq!(problem.reason, "GitOpsConflict");
     assert!(problem.message.starts_with("argocd-controller sets the size of Deployment trading/a and 1 more:"));
 }
+
+#[rstest]
+#[case("Secret trading/x does not exist: create it, or correct its name", "CredentialMissing")]
+#[case("Job trading/standfast-trial (as a trial) may not be created: exceeded quota", "JobRefused")]
+fn a_job_that_may_not_be_created_is_told(#[case] why: &str, #[case] reason: &str) {
+    let problem = job_problem("venues[alpaca].cancelOrders[1]", why);
+    assert_eq!(problem.reason, reason);
+    assert_eq!(problem.message, format!("{why} (spec.venues[alpaca].cancelOrders[1])"));
+}
