@@ -208,16 +208,12 @@ async fn state(client: &Client, namespace: &str, owner: &OwnerReference, job: &J
             ),
         });
     }
-    let conditions = job.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
-    let mut holding = conditions.filter(|condition| condition.status == "True");
-    let Some(end) = holding.find(|condition| matches!(condition.type_.as_str(), "Complete" | "Failed")) else {
-        return Ok(JobState::Running);
-    };
+    let Some((complete, reason)) = end(job) else { return Ok(JobState::Running) };
     let pods = pods(client, namespace, job).await?;
-    if end.type_ == "Complete" {
+    if complete {
         return Ok(JobState::Succeeded { result: result(&pods) });
     }
-    let reason = match end.reason.as_deref() {
+    let reason = match reason {
         Some("DeadlineExceeded") => "it did not finish in time".to_owned(),
         Some("BackoffLimitExceeded") | None => "its program failed".to_owned(),
         Some(other) => other.to_owned(),
@@ -232,6 +228,13 @@ async fn state(client: &Client, namespace: &str, owner: &OwnerReference, job: &J
             "Job {namespace}/{name} failed: {reason}{code}; look with: kubectl -n {namespace} describe job {name}"
         ),
     })
+}
+
+/// Whether a Job that has ended is complete, and else why not.
+fn end(job: &Job) -> Option<(bool, Option<&str>)> {
+    let mut conditions = job.status.as_ref()?.conditions.iter().flatten().filter(|c| c.status == "True");
+    let end = conditions.find(|c| matches!(c.type_.as_str(), "Complete" | "Failed"))?;
+    Some((end.type_ == "Complete", end.reason.as_deref()))
 }
 
 /// The Pods of one Job.

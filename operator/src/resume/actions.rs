@@ -2,10 +2,20 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::batch::v1::Job;
+use kube::Api;
+use sha2::{Digest, Sha256};
 use standfast_crds::v1alpha1::{Action, JobAction, StepStatus};
 
 use super::context::{Context, DEADLINE, Sent, time_of};
-use crate::engine::{Acted, Observation};
+use crate::{
+    client,
+    engine::{Acted, Observation},
+    jobs::{self, JobError, JobState},
+};
+
+/// The longest that a Job may run.
+pub(super) const LONGEST_JOB: Duration = Duration::from_secs(3600);
 
 /// The longest that a request may take that may be repeated.
 pub(super) const LONGEST_CALL: Duration = crate::calls::caller::TIMEOUT_LIMIT;
@@ -13,7 +23,7 @@ pub(super) const LONGEST_CALL: Duration = crate::calls::caller::TIMEOUT_LIMIT;
 /// How long the call of an action may take: that of a Job only creates it.
 pub(super) fn time_for(action: &Action) -> Duration {
     // Reading the Secrets takes time too.
-    action.http.as_ref().map_or(DEADLINE, |request| time_of(request) + DEADLINE)
+    action.http.as_ref().map_or(DEADLINE * 3, |request| time_of(request) + DEADLINE)
 }
 
 /// What a sync's answer means: only 2xx is success. What may pass by itself is tried again, unless this was the last
@@ -41,12 +51,45 @@ pub(super) fn allowed(sent: Sent) -> Acted {
     }
 }
 
-/// Creates the Job of this attempt.
-pub(super) async fn begin_job(_: &Context, _: &JobAction, _: &StepStatus) -> Acted {
-    Acted::Failed("Jobs are not supported yet".into())
+/// The name of the Job of one attempt: follows from its operation id.
+pub(super) fn job_name(entry: &StepStatus) -> String {
+    let id = entry.operation_id.clone().unwrap_or_else(|| entry.name.clone());
+    let hash: String = Sha256::digest(id.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let plain: String = entry.name.chars().map(|c| if c == '.' { '-' } else { c }).take(32).collect();
+    format!("standfast-{}-{hash}", plain.trim_end_matches('-'))
+}
+
+async fn ensure(cx: &Context, action: &JobAction, name: &str, limit: Duration) -> Result<JobState, JobError> {
+    let reason = format!("resume {}", cx.name);
+    let env = jobs::environment(&cx.plan.system.name, &cx.plan.halt.name, &reason);
+    jobs::ensure_job(&cx.outside.client, &cx.namespace, name, &cx.owner, action, &env, limit).await
+}
+
+/// Creates the Job of this attempt. It may run for as long as its action and `limit` allow.
+pub(super) async fn begin_job(cx: &Context, action: &JobAction, entry: &StepStatus, limit: Duration) -> Acted {
+    let name = job_name(entry);
+    match ensure(cx, action, &name, limit).await {
+        Ok(JobState::Foreign { message }) => Acted::Failed(message),
+        Ok(_) => Acted::Started { message: format!("Job {name} was created"), external_ref: Some(name) },
+        Err(JobError::Refused(why)) => Acted::Again(why),
+        Err(JobError::Failed(why)) => Acted::Unknown(why),
+    }
 }
 
 /// How far the Job of this attempt is.
-pub(super) async fn observe_job(_: &Context, _: &JobAction, _: &StepStatus) -> Observation {
-    Observation::NotDone("Jobs are not supported yet".into())
+pub(super) async fn observe_job(cx: &Context, action: &JobAction, entry: &StepStatus, limit: Duration) -> Observation {
+    let name = job_name(entry);
+    let api: Api<Job> = Api::namespaced(cx.outside.client.clone(), &cx.namespace);
+    let what = format!("reading Job {}/{name}", cx.namespace);
+    match client::read(DEADLINE, what, api.get_opt(&name)).await {
+        Err(error) => return Observation::Unknown(error.to_string()),
+        Ok(None) => return Observation::NotDone(format!("there is no Job {name}")),
+        Ok(Some(_)) => {}
+    }
+    match ensure(cx, action, &name, limit).await {
+        Ok(JobState::Running) => Observation::InProgress(format!("Job {name} is running")),
+        Ok(JobState::Succeeded { .. }) => Observation::Done(format!("Job {name} succeeded")),
+        Ok(JobState::Failed { message } | JobState::Foreign { message }) => Observation::Failed(message),
+        Err(JobError::Refused(why) | JobError::Failed(why)) => Observation::Unknown(why),
+    }
 }

@@ -31,7 +31,11 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff::{SignedDuration, Timestamp},
 };
-use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard, runtime::controller::Action};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{controller::Action, events::EventType},
+};
 use standfast_crds::v1alpha1::{ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem};
 
 pub use plan::{ResumePlan, plan_workloads};
@@ -43,6 +47,7 @@ use crate::{
     client,
     controller::{Failure, Guarded, Reconcile},
     engine::{self, Advance, Controls, End, JournalError, RunError, Term},
+    events::Events,
     guardrails::Guardrails,
     halt::Caches,
     leader::Leadership,
@@ -55,6 +60,8 @@ use status::Ending;
 
 /// After somebody changed the resume in between.
 const SOON: Duration = Duration::from_millis(200);
+/// How often a paused resume is looked at: a new halt ends it all the same.
+const PAUSE: Duration = Duration::from_secs(10);
 /// How often a re-halt is tried after a deletion, and the pause between two tries.
 const DELETED_TRIES: (u32, Duration) = (30, Duration::from_secs(2));
 
@@ -73,6 +80,7 @@ pub struct ResumeReconciler {
     outside: Arc<Outside>,
     systems: Cache<Guarded<TradingSystem>>,
     leadership: Leadership,
+    events: Events,
 }
 
 impl ResumeReconciler {
@@ -84,6 +92,7 @@ impl ResumeReconciler {
         caches: Caches,
         guardrails: Guardrails,
         leadership: Leadership,
+        events: Events,
     ) -> Self {
         let outside = Outside {
             scaler: Scaler::new(client.clone()),
@@ -93,7 +102,7 @@ impl ResumeReconciler {
             guardrails,
             workloads: caches.workloads,
         };
-        Self { outside: Arc::new(outside), systems: caches.systems, leadership }
+        Self { outside: Arc::new(outside), systems: caches.systems, leadership, events }
     }
 
     fn api(&self, namespace: &str) -> Api<TradingResume> {
@@ -112,7 +121,7 @@ impl ResumeReconciler {
         let mut status = journal.status();
         status.started_at = Some(MicroTime(now()));
         if aborts(&journal.object) {
-            return finish(&mut journal, status, aborted("nothing was released")).await;
+            return self.finish(&mut journal, status, aborted("nothing was released")).await;
         }
         let halts = self.outside.halts(&namespace).await.map_err(Failure)?;
         let system = match plan::halt_to_release(&journal.object, &halts) {
@@ -122,7 +131,7 @@ impl ResumeReconciler {
         let systems = self.systems.some_names(&namespace);
         let plan = match plan::accept(&journal.object, &halts, system.as_ref(), &systems) {
             Ok(plan) => plan,
-            Err(why) => return finish(&mut journal, status, failed(why)).await,
+            Err(why) => return self.finish(&mut journal, status, failed(why)).await,
         };
         let (frozen, hash) = plan.freeze().map_err(Failure)?;
         status.halt_uid = Some(plan.halt.uid.clone());
@@ -175,7 +184,7 @@ impl ResumeReconciler {
         if let Some(at) = requested_at.filter(|_| status::is_released(&status)) {
             let halts = cx.halts().await.map_err(Failure)?;
             if let Some(by) = gates::halted_again(&halts, &cx.plan, at) {
-                return finish(&mut journal, status, failed(format!("halted again by {by}"))).await;
+                return self.finish(&mut journal, status, failed(format!("halted again by {by}"))).await;
             }
             // The halt may have suspended more of them up to its release.
             journal.note_suspended_jobs(&gates::to_restore(&halts, &cx.plan));
@@ -191,12 +200,12 @@ impl ResumeReconciler {
             Ok(Advance::Paused) => {
                 // The deadline of the gates goes on.
                 let left = Duration::try_from(until.duration_since(now())).unwrap_or_default();
-                let wait = if requested_at.is_none() { left + SOON } else { Duration::from_secs(300) };
+                let wait = if requested_at.is_none() { left + SOON } else { PAUSE };
                 written(journal.settle(status, None).await, Action::requeue(wait))
             }
             Ok(Advance::Ended(end)) => {
                 let ending = ending(&status, &end);
-                finish(&mut journal, status, ending).await
+                self.finish(&mut journal, status, ending).await
             }
             Err(RunError::Conflict(_)) => Ok(Action::requeue(SOON)),
             Err(RunError::NotAllowed(why) | RunError::Failed(why)) => Err(Failure::new(what, why)),
@@ -208,10 +217,34 @@ impl ResumeReconciler {
         let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
         let status = journal.status();
         if status.release_requested_at.is_none() {
-            return finish(&mut journal, status, aborted("nothing was released")).await;
+            return self.finish(&mut journal, status, aborted("nothing was released")).await;
         }
         let name = self.halt_again(&journal.object, "aborted").await?;
-        finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
+        self.finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
+    }
+
+    /// The last write of a resume.
+    async fn finish(
+        &self,
+        journal: &mut ResumeJournal,
+        status: TradingResumeStatus,
+        ending: Ending,
+    ) -> Result<Action, Failure> {
+        let done = written(journal.settle(status, Some(&ending)).await, Action::await_change())?;
+        if journal.object.status.as_ref().is_some_and(|s| s.finished_at.is_some()) {
+            let (reason, resume) = (status::phase_name(ending.phase), &journal.object);
+            tracing::info!(
+                namespace = resume.namespace(),
+                resume = resume.name_any(),
+                phase = reason,
+                message = ending.message,
+                "resume ended"
+            );
+            let good = ending.phase == ResumePhase::Completed;
+            let kind = if good { EventType::Normal } else { EventType::Warning };
+            self.events.emit(resume.object_ref(&()), kind, reason, reason, &ending.message);
+        }
+        Ok(done)
     }
 
     async fn halt_again(&self, resume: &TradingResume, why: &str) -> Result<String, Failure> {
@@ -298,14 +331,6 @@ fn deadline(resume: &TradingResume, started: &Option<MicroTime>) -> Timestamp {
     started.checked_add(length).unwrap_or(Timestamp::MAX)
 }
 
-async fn finish(journal: &mut ResumeJournal, status: TradingResumeStatus, ending: Ending) -> Result<Action, Failure> {
-    tracing::info!(
-        namespace = journal.object.namespace(), resume = journal.object.name_any(),
-        phase = ?ending.phase, message = ending.message, "resume ended"
-    );
-    written(journal.settle(status, Some(&ending)).await, Action::await_change())
-}
-
 /// What somebody else wrote in between is looked at again.
 fn written(result: Result<(), JournalError>, then: Action) -> Result<Action, Failure> {
     match result {
@@ -313,12 +338,6 @@ fn written(result: Result<(), JournalError>, then: Action) -> Result<Action, Fai
         Err(JournalError::Conflict(_) | JournalError::Stale(_)) => Ok(Action::requeue(SOON)),
         Err(JournalError::Failed(why)) => Err(Failure(why)),
     }
-}
-
-/// Whether a change of a resume is a reason to look at it. Its own status is not: the controller comes back by itself.
-pub fn concerns(old: Option<&TradingResume>, new: &TradingResume) -> bool {
-    let facts = |r: &TradingResume| (r.uid(), r.metadata.generation, r.metadata.deletion_timestamp.is_some());
-    old.is_none_or(|old| facts(old) != facts(new))
 }
 
 #[async_trait]

@@ -122,7 +122,8 @@ pub fn failure(status: &TradingResumeStatus, name: &str) -> String {
     shorten(&format!("{halt} {name}: {said}"))
 }
 
-const fn phase_name(phase: ResumePhase) -> &'static str {
+/// The phase's name.
+pub const fn phase_name(phase: ResumePhase) -> &'static str {
     match phase {
         ResumePhase::Pending => "Pending",
         ResumePhase::Checking => "Checking",

@@ -97,13 +97,15 @@ const SYNC_TRIES: i64 = 3;
 impl Step for SyncPositions {
     fn definition(&self) -> Definition {
         let call = self.0.plan.sync_positions.as_ref().map_or(DEADLINE, actions::time_for);
-        Definition { call, ..gate(&self.0, step::SYNC_POSITIONS) }
+        Definition { call, look: DEADLINE * 3, ..gate(&self.0, step::SYNC_POSITIONS) }
     }
 
     async fn observe(&self, entry: &StepStatus) -> Observation {
         match &self.0.plan.sync_positions {
             None => Observation::NotNeeded("the TradingSystem declares no syncPositions".into()),
-            Some(Action { job: Some(job), .. }) => actions::observe_job(&self.0, job, entry).await,
+            Some(Action { job: Some(job), .. }) => {
+                actions::observe_job(&self.0, job, entry, actions::LONGEST_JOB).await
+            }
             Some(_) => Observation::Unknown("no answer to the sync is known".into()),
         }
     }
@@ -111,7 +113,7 @@ impl Step for SyncPositions {
     async fn act(&self, entry: &StepStatus) -> Acted {
         match &self.0.plan.sync_positions {
             None => Acted::NotNeeded(String::new()),
-            Some(Action { job: Some(job), .. }) => actions::begin_job(&self.0, job, entry).await,
+            Some(Action { job: Some(job), .. }) => actions::begin_job(&self.0, job, entry, actions::LONGEST_JOB).await,
             Some(Action { http: Some(request), .. }) => {
                 let sent = self.0.send(request, actions::LONGEST_CALL).await;
                 actions::synced(sent, entry.attempts >= SYNC_TRIES)

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use standfast_crds::v1alpha1::{Action, StepStatus, TradingHalt};
+use standfast_crds::v1alpha1::{Action, JobAction, StepStatus, TradingHalt};
 
 use super::{
     actions,
@@ -100,6 +100,10 @@ impl AllowTrading {
         steps
     }
 
+    fn job(&self) -> Option<&JobAction> {
+        self.action.as_ref()?.job.as_ref()
+    }
+
     /// Whether the venue refuses orders, if it says so.
     async fn suspended(&self) -> Option<Result<bool, String>> {
         let read = self.venue.trading_suspended.as_ref()?;
@@ -121,7 +125,7 @@ impl Step for AllowTrading {
         Definition {
             repeatable: false,
             timeout: Some(ALLOW_TIMEOUT),
-            look: read + Duration::from_secs(1),
+            look: read + if self.job().is_some() { DEADLINE * 3 } else { Duration::from_secs(1) },
             // Shorter than a lease lasts: two leaders must not call at the same time.
             call: DEADLINE,
             ..Definition::new(self.name.clone())
@@ -136,7 +140,7 @@ impl Step for AllowTrading {
         let acknowledged = entry.deadline.is_none();
         match (self.suspended().await, &action.job) {
             (Some(Ok(false)), _) => Observation::Done("the venue accepts orders".into()),
-            (_, Some(job)) => match actions::observe_job(&self.cx, job, entry).await {
+            (_, Some(job)) => match actions::observe_job(&self.cx, job, entry, ALLOW_TIMEOUT).await {
                 Observation::Done(_) if self.venue.trading_suspended.is_some() => {
                     Observation::InProgress("the Job is done, and the venue still refuses orders".into())
                 }
@@ -163,7 +167,7 @@ impl Step for AllowTrading {
         }
         match &self.action {
             None => Acted::NotNeeded(String::new()),
-            Some(Action { job: Some(job), .. }) => actions::begin_job(&self.cx, job, entry).await,
+            Some(Action { job: Some(job), .. }) => actions::begin_job(&self.cx, job, entry, ALLOW_TIMEOUT).await,
             Some(Action { http: Some(request), .. }) => {
                 let limit = DEADLINE - Duration::from_millis(500);
                 match actions::allowed(self.cx.send(request, limit).await) {
