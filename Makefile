@@ -67,12 +67,12 @@ lint: ## Formatting, clippy, charts and scripts
 
 .PHONY: crds
 crds: ## Regenerate the manifests of the kinds
-	cargo run -q --locked -p standfast-crds --bin crdgen -- crds/manifests
+	cargo run -q --locked -p standfast-crds --example crdgen -- crds/manifests
 
 .PHONY: crds-check
 crds-check:
 	@generated=$$(mktemp -d); trap 'rm -rf "$$generated"' EXIT; \
-	cargo run -q --locked -p standfast-crds --bin crdgen -- "$$generated"; \
+	cargo run -q --locked -p standfast-crds --example crdgen -- "$$generated"; \
 	diff -ru crds/manifests "$$generated" || { echo 'crds/manifests is out of date: run `make crds`' >&2; exit 1; }
 
 .PHONY: bench

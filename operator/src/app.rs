@@ -22,7 +22,7 @@ use crate::{
     leader::Leadership,
     metrics::Metrics,
     outbound::{Transport, connect::Connector},
-    resume::{self, ResumeReconciler},
+    resume::ResumeReconciler,
     system::{self, SystemReconciler, checks::Checker, sql::Databases},
     workloads::{View, Workloads},
 };
@@ -148,8 +148,7 @@ pub fn warm(parts: &Parts) -> Warm {
         let on_change = move |change: Change<'_, Guarded<TradingResume>>| match change {
             Change::Applied(old, new) => {
                 let namespace = new.namespace().unwrap_or_default();
-                let readable = old.and_then(|o| o.0.as_ref().ok());
-                if new.0.as_ref().map_or(true, |new| resume::concerns(readable, new)) {
+                if asks(old, new) {
                     resume.pull(&namespace, &new.name_any());
                 }
                 if let Ok(new) = &new.0
@@ -241,6 +240,7 @@ impl Warm {
             caches.clone(),
             guardrails.clone(),
             leadership.clone(),
+            parts.events.clone(),
         ));
         let watching = Arc::new(SystemReconciler::new(system::Parts {
             client,
