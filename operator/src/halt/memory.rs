@@ -2,9 +2,13 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::decide::{Known, LatchFact, Orders, Positions};
+use super::{
+    decide::{Known, LatchFact, Orders, Positions},
+    jobs::JobReads,
+};
 
 /// What is remembered of one halt.
 pub struct Memory {
@@ -20,6 +24,8 @@ pub struct Memory {
     pub application: Option<Retry>,
     /// When the first close was sent.
     pub closing_since: Option<Instant>,
+    /// Reads that run as Jobs.
+    pub job_reads: JobReads,
     /// When somebody last undid a part of the halt.
     pub contended: Option<Instant>,
 }
@@ -48,8 +54,6 @@ pub struct VenueMemory {
     pub cancel_begun: Option<Instant>,
     /// Requests to suspend that were answered.
     pub suspended: bool,
-    /// When orders were last read, for sources that may be asked rarely.
-    pub orders_read: Option<Instant>,
 }
 
 impl Memory {
@@ -62,6 +66,7 @@ impl Memory {
             venues: HashMap::new(),
             application: None,
             closing_since: None,
+            job_reads: JobReads::new(Timestamp::now().as_nanosecond()),
             contended: None,
         }
     }

@@ -214,7 +214,9 @@ impl HaltReconciler {
         }
         let begun = Instant::now();
         let first_cancel = repeatable.iter().any(act::cancels).then(Timestamp::now);
-        commit::note_begun(memory, &repeatable, begun);
+        // A Job that goes on was begun before.
+        let new: Vec<_> = repeatable.iter().filter(|e| !act::running(&status, e)).cloned().collect();
+        commit::note_begun(memory, &new, begun);
         commit::note_begun(memory, &once, begun);
         let system = system.as_ref().ok();
         let (done_once, done) = tokio::join!(
