@@ -82,7 +82,8 @@ impl ResumePlan {
 
     /// The plan as it is stored, and the SHA-256 of its RFC 8785 JSON.
     pub fn freeze(&self) -> Result<(Value, String), String> {
-        let plan = serde_json::to_value(self).map_err(|e| format!("the plan cannot be stored: {e}"))?;
+        let mut plan = serde_json::to_value(self).map_err(|e| format!("the plan cannot be stored: {e}"))?;
+        leave_out_nulls(&mut plan);
         let hash = hash(&plan)?;
         Ok((plan, hash))
     }
@@ -100,6 +101,18 @@ impl ResumePlan {
     fn asks_a_stopped_workload(&self, check: &Check) -> bool {
         let asked = check.workload.as_ref();
         asked.is_some_and(|c| self.workloads.iter().any(|w| w.kind == c.kind && w.name == c.name))
+    }
+}
+
+/// What is not set is left out, except in JSON of the user's own.
+fn leave_out_nulls(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(leave_out_nulls),
+        Value::Object(fields) => {
+            fields.retain(|_, v| !v.is_null());
+            fields.iter_mut().filter(|(k, _)| *k != "body").for_each(|(_, v)| leave_out_nulls(v));
+        }
+        _ => {}
     }
 }
 
