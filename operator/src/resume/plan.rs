@@ -182,10 +182,8 @@ pub fn halt_to_release<'a>(resume: &TradingResume, halts: &'a [TradingHalt]) -> 
     let Some(halt) = halts.iter().find(|h| h.name_any() == *name) else {
         let namespace = resume.namespace().unwrap_or_default();
         let held = halts.iter().filter(|h| crate::held::holds(h)).filter_map(|h| h.metadata.name.as_deref());
-        return Err(format!(
-            "there is no TradingHalt {name} in namespace {namespace}, of those that hold {}",
-            there_are(held)
-        ));
+        let held = some(held).map_or("none holds".into(), |names| format!("these hold: {names}"));
+        return Err(format!("there is no TradingHalt {name} in namespace {namespace}: {held}"));
     };
     if let Some(uid) = reference.uid.as_ref().filter(|u| Some(*u) != halt.metadata.uid.as_ref()) {
         let there = halt.uid().unwrap_or_default();
@@ -226,8 +224,13 @@ fn select(checks: &[Check], selection: Option<&CheckSelection>) -> Result<Vec<Ch
 }
 
 fn there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    some(names).map_or("there is none".into(), |names| format!("there are {names}"))
+}
+
+/// Some of the names, in order; none if there is none.
+fn some<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut names: Vec<_> = names.collect();
     names.sort_unstable();
     names.truncate(5);
-    if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) }
+    (!names.is_empty()).then(|| names.join(", "))
 }
