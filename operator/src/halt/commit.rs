@@ -125,6 +125,7 @@ impl HaltReconciler {
         self.event(&committed, "Committed", &asked);
         let started = Instant::now();
         let mut memory = Memory::new(started);
+        memory.looked = true;
         note_begun(&mut memory, &effects, started);
 
         let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);

@@ -20,6 +20,8 @@ pub struct Memory {
     pub latch: Option<(Instant, LatchFact)>,
     /// The venues.
     pub venues: HashMap<String, VenueMemory>,
+    /// Whether this process has looked at the halt before.
+    pub looked: bool,
     /// The bot's own endpoint: when it is tried again, and how often it was.
     pub application: Option<Retry>,
     /// When the first close was sent.
@@ -64,6 +66,7 @@ impl Memory {
             stopped_since: None,
             latch: None,
             venues: HashMap::new(),
+            looked: false,
             application: None,
             closing_since: None,
             job_reads: JobReads::new(Timestamp::now().as_nanosecond()),

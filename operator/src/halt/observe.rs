@@ -15,7 +15,7 @@ use kube::{
 };
 use standfast_crds::v1alpha1::{
     CancelOrders, LatchedWorkload, OrderSummary, PositionAction, PositionSummary, TradingHalt, TradingHaltStatus,
-    TradingSystem, Venue, VenueStatus, WorkloadKind, shorten,
+    TradingSystem, Venue, VenueStatus, Workload, WorkloadKind, shorten,
 };
 use tokio::time::Instant;
 
@@ -96,11 +96,7 @@ impl HaltReconciler {
         );
         let pods = self.running_pods(&namespace, &status.workloads, &jobs).await;
         let active = self.active(&namespace, &status.workloads);
-        let (_, missing) = system
-            .as_ref()
-            .map_or_else(|_| (vec![], vec![]), |s| self.workloads.trading(&namespace, &s.spec.workloads));
-        // A workload that was there when the halt latched and was deleted since is stopped for good.
-        let missing = missing.into_iter().filter(|_| status.workloads.is_empty()).collect();
+        let missing = system.as_ref().map_or_else(|_| vec![], |s| self.missing(&namespace, s, status));
         let mut facts = Facts {
             elapsed: memory.started.elapsed(),
             closing_for: memory.closing_since.map(|at| at.elapsed()),
@@ -154,6 +150,16 @@ impl HaltReconciler {
             shown.push(status);
         }
         Observed { facts, venues: shown, jobs: jobs.unwrap_or_default() }
+    }
+
+    /// What the system names, is not there, and was not there when the halt latched: what was deleted since is stopped
+    /// for good.
+    fn missing(&self, namespace: &str, system: &TradingSystem, status: &TradingHaltStatus) -> Vec<String> {
+        let latched = |entry: &Workload| {
+            status.workloads.iter().any(|w| w.kind == entry.kind && entry.name.as_ref().is_none_or(|n| *n == w.name))
+        };
+        let entries = system.spec.workloads.iter().filter(|entry| !latched(entry));
+        entries.flat_map(|entry| self.workloads.trading(namespace, std::slice::from_ref(entry)).1).collect()
     }
 
     /// Workloads of the halt that are not stopped, as the cache sees them.

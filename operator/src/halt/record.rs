@@ -60,7 +60,8 @@ pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: 
             {
                 *time = at.clone();
             }
-            evidence::append(&mut status.evidence, now, event, message, false);
+            let portfolio = if *type_ == c::HALTED { portfolio(status) } else { String::new() };
+            evidence::append(&mut status.evidence, now, event, &format!("{message}{portfolio}"), false);
         }
     }
     status.phase = judgement.phase;
@@ -79,6 +80,18 @@ pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: 
     let known = |n: Option<i64>| n.filter(|_| !status.venues.is_empty());
     (status.open_orders, status.kept_orders, status.open_positions) = (known(open), known(kept), known(positions));
     kstatus(status, generation, now);
+}
+
+/// The positions that were open when the halt was proven, in words.
+fn portfolio(status: &TradingHaltStatus) -> String {
+    let held = status.venues.iter().flat_map(|v| v.positions.iter().map(move |p| (v, p)));
+    let held: Vec<_> = held
+        .map(|(venue, p)| {
+            let part = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".into());
+            format!("{} {} {}", venue.name, part(&p.symbol), part(&p.quantity))
+        })
+        .collect();
+    if held.is_empty() { String::new() } else { format!("; positions: {}", held.join(", ")) }
 }
 
 /// `Ready`, `Reconciling` and `Stalled`, as kstatus understands them.
