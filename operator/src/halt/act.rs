@@ -17,6 +17,7 @@ use standfast_crds::v1alpha1::{
 use super::{HaltReconciler, decide::Effect, latch};
 use crate::{
     calls::{Item, Outcome},
+    client::{self, Class},
     outbound::{Call, CallError},
     scale::{FIELD_MANAGER, ScaleError, Size},
     workloads::Key,
@@ -186,7 +187,7 @@ impl HaltReconciler {
             Effect::WriteLatch => {
                 let data = latch::data(halt, &status.workloads);
                 let written = self.latches.write(&namespace, &latch::name(&halt.name_any()), data).await;
-                written.map_or_else(failed, |()| done("written"))
+                written.map_or_else(|e| failed(e.to_string()), |()| done("written"))
             }
             Effect::Stop(key, size) => self.stop(key, *size).await,
             Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
@@ -310,13 +311,11 @@ impl HaltReconciler {
         let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patch = Patch::Merge(json!({"spec": {"suspend": true}}));
-        match tokio::time::timeout(EFFECT_DEADLINE, api.patch(name, &params, &patch)).await {
-            Ok(Ok(_)) => done("suspended"),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => done("there is no such Job"),
-            Ok(Err(error)) => unknown(format!("suspending Job {namespace}/{name}: {error}")),
-            Err(_) => {
-                unknown(format!("suspending Job {namespace}/{name}: no answer within {} s", EFFECT_DEADLINE.as_secs()))
-            }
+        let what = format!("suspending Job {namespace}/{name}");
+        match client::write(EFFECT_DEADLINE, what, api.patch(name, &params, &patch)).await {
+            Ok(_) => done("suspended"),
+            Err(error) if error.class() == Class::NotFound => done("there is no such Job"),
+            Err(error) => unknown(error.to_string()),
         }
     }
 }

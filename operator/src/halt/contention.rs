@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, decide::Facts, evidence, memory::Memory};
 use crate::{
+    client,
     scale::{FIELD_MANAGER, Size},
     workloads::Key,
 };
@@ -91,16 +92,16 @@ impl HaltReconciler {
                 Api::<K>::namespaced(client, &key.namespace).get_metadata(&key.name).await?;
             Ok(meta.managed_fields().to_vec())
         }
-        let client = self.client.clone();
+        let api = self.client.clone();
         let read = async {
             match key.kind {
-                WorkloadKind::Deployment => fields::<Deployment>(client, key).await,
-                WorkloadKind::StatefulSet => fields::<StatefulSet>(client, key).await,
-                WorkloadKind::CronJob => fields::<CronJob>(client, key).await,
+                WorkloadKind::Deployment => fields::<Deployment>(api, key).await,
+                WorkloadKind::StatefulSet => fields::<StatefulSet>(api, key).await,
+                WorkloadKind::CronJob => fields::<CronJob>(api, key).await,
             }
         };
-        match tokio::time::timeout(EFFECT_DEADLINE, read).await {
-            Ok(Ok(fields)) => match manager(&fields, key.kind) {
+        match client::read(EFFECT_DEADLINE, format!("reading the field managers of {key}"), read).await {
+            Ok(fields) => match manager(&fields, key.kind) {
                 Some(manager) => format!("field manager {manager}"),
                 None => "somebody whose field manager is not recorded".into(),
             },

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     calls::{self, Item, extract},
+    client,
     scale::Size,
     workloads::Key,
 };
@@ -220,13 +221,8 @@ impl HaltReconciler {
                 }
             }
         };
-        match tokio::time::timeout(LIST_DEADLINE, pages).await {
-            Ok(Ok(all)) => Ok(all),
-            Ok(Err(error)) => Err(format!("{what} of namespace {namespace} could not be listed: {error}")),
-            Err(_) => {
-                Err(format!("{what} of namespace {namespace} could not be listed within {} s", LIST_DEADLINE.as_secs()))
-            }
-        }
+        let what = format!("listing {what} of namespace {namespace}");
+        client::read(LIST_DEADLINE, what, pages).await.map_err(|e| e.to_string())
     }
 
     async fn running_pods(
