@@ -3,7 +3,7 @@
 #
 #   tools.sh NAME...      print the path of each program, building what is missing
 #   tools.sh apt GROUP... install the Debian packages that are missing, of the groups
-#                         build, controlplane, cluster, images, lint
+#                         build, cluster, images, tests
 #   tools.sh clean        throw away everything built
 #
 # NAME is one of
@@ -109,9 +109,10 @@ build_coredns() { # FOLDER
 node_image_folder() {
   local parts
   parts=$(
-    module_folder controlplane "$KUBERNETES_VERSION"
-    module_folder coredns "$COREDNS_VERSION"
-    find "$here/cluster/node" -type f | sort | xargs cat
+    basename "$(module_folder controlplane "$KUBERNETES_VERSION")"
+    basename "$(module_folder coredns "$COREDNS_VERSION")"
+    cd "$here/cluster/node"
+    find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   )
   echo "$cache/node-image-$KUBERNETES_VERSION-$NODE_DEBIAN_SUITE-$(sha256sum <<<"$parts" | cut -c1-12)"
 }
@@ -170,6 +171,9 @@ tool() { # NAME: builds what is missing and prints the path
     node-image)
       folder=$(node_image_folder)
       once "$folder" build_node_image
+      # These are large. Others that nobody has used for two weeks are not missed.
+      touch "$folder" 2>/dev/null || true # a cache of somebody else's
+      find "$cache" -maxdepth 1 -name 'node-image-*' -mtime +14 -exec rm -rf {} + 2>/dev/null || true
       echo "$folder/node.tar"
       return
       ;;
@@ -189,10 +193,9 @@ tool() { # NAME: builds what is missing and prints the path
 apt_packages() { # GROUP
   case $1 in
     build) echo gcc libc6-dev make pkg-config git ca-certificates ;;
-    controlplane) echo openssl ;;
     cluster) echo debian-archive-keyring docker.io iproute2 iptables jq mmdebstrap procps python3-minimal runc socat util-linux ;;
     images) echo buildah mmdebstrap ;;
-    lint) echo shellcheck ;;
+    tests) echo postgresql python3-venv ;;
     *) die "no group of packages is called $1" ;;
   esac
 }
@@ -200,13 +203,12 @@ apt_packages() { # GROUP
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 
 apt_install() { # GROUP...
-  local group package missing=()
-  for group in "$@"; do
-    for package in $(apt_packages "$group"); do
-      dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' ||
-        missing+=("$package")
-    done
-  done
+  local group wanted present missing
+  wanted=$(for group in "$@"; do apt_packages "$group"; done | tr ' ' '\n' | sort -u)
+  # shellcheck disable=SC2086,SC2016 # a list of names; dpkg's own variables
+  present=$(dpkg-query -W -f '${Package} ${Status}\n' $wanted 2>/dev/null |
+    sed -n 's/ install ok installed$//p' | sort -u)
+  mapfile -t missing < <(comm -23 <(echo "$wanted") <(echo "$present"))
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || die "this machine has no apt-get; install yourself: ${missing[*]}"
   say "installing ${missing[*]}"

@@ -85,6 +85,7 @@ start_docker() {
   fi
   echo "$mode" >"$work/docker.mode"
   use_docker "$mode"
+  docker network inspect "$network" >/dev/null 2>&1 || create_network
   image=$(node_image "$mode")
   docker image inspect "$image" >/dev/null 2>&1 || import_node_image "$image"
 }
@@ -96,6 +97,16 @@ node_image() { # MODE
   else
     echo "$KIND_NODE_IMAGE"
   fi
+}
+
+# kind would make the network by itself, but only in one whose range was asked for can
+# a node that was cut off get its address back. The range is one that Docker has picked.
+create_network() {
+  local range
+  docker network create "$network" >/dev/null
+  range=$(docker network inspect --format '{{(index .IPAM.Config 0).Subnet}}' "$network")
+  docker network rm "$network" >/dev/null
+  docker network create --subnet "$range" "$network" >/dev/null
 }
 
 import_node_image() { # IMAGE
@@ -387,15 +398,12 @@ cut_off() { # NAME
 }
 
 heal() { # NAME
-  local node address
+  local node
   expect_cluster "$1"
   use_docker "$(docker_mode)"
   for node in $(node_names "$1"); do
-    docker network connect "$network" "$node"
-    address=$(docker inspect --format "{{(index .NetworkSettings.Networks \"$network\").IPAddress}}" "$node")
-    # The node's certificates and the routes of the others hold its address.
-    [ "$address" = "$(cat "$work/$1/$node.address")" ] ||
-      die "$node came back with the address $address"
+    # The nodes' certificates and the routes between them name the addresses.
+    docker network connect --ip "$(cat "$work/$1/$node.address")" "$network" "$node"
     rm "$work/$1/$node.address"
   done
 }

@@ -55,6 +55,9 @@ our_processes() {
   find "$(cgroup_root)/$cgroup" -name cgroup.procs -exec cat {} + 2>/dev/null
 }
 
+is_ours() { our_processes | grep -qx "$1"; } # PID
+is_gone() { ! is_ours "$1"; }
+
 is_up() { /usr/bin/docker -H "unix://$own_socket" version >/dev/null 2>&1; }
 
 has_every_capability() { # CAP_SYS_RESOURCE, that is: number 24
@@ -115,6 +118,7 @@ fail() { # NAME
 down() {
   stop_dockerd
   kill_processes
+  remove_sockets
   remove_mounts
   if [ -e "/run/netns/$namespace" ]; then
     ip netns del "$namespace"
@@ -127,8 +131,8 @@ down() {
 stop_dockerd() {
   local pid
   pid=$(cat "$run/docker.pid" 2>/dev/null) || return 0
-  ! our_processes | grep -qx "$pid" || kill "$pid"
-  wait_for 150 test ! -e "/proc/$pid" || say "dockerd does not stop; killing it"
+  ! is_ours "$pid" || kill "$pid"
+  wait_for 150 is_gone "$pid" || say "dockerd does not stop; killing it"
 }
 
 kill_processes() {
@@ -140,6 +144,14 @@ kill_processes() {
     sleep 0.1
   done
   die "these processes cannot be ended: ${processes[*]}"
+}
+
+# A shim that was killed leaves its socket in a folder that all containerds share.
+remove_sockets() {
+  local file
+  for file in "$run"/containerd/*/*/*/address; do
+    [ ! -e "$file" ] || rm -f "$(sed 's|^unix://||' "$file")"
+  done
 }
 
 remove_mounts() {
@@ -174,8 +186,9 @@ listening() { # PORT: whether our own relay listens there, not somebody else
 unrelay() { # PORT
   local pid
   for pid in $(our_processes); do
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "$run/relay-$1\.sock" || continue
-    kill "$pid" 2>/dev/null || true
+    if grep -qs "$run/relay-$1\.sock" "/proc/$pid/cmdline"; then
+      kill "$pid" 2>/dev/null || true
+    fi
   done
   rm -f "$run/relay-$1".{sock,pid,log}
 }
@@ -185,6 +198,14 @@ verb=${1:-}
 case $verb in
   up | down | relay | unrelay) "$verb" "$@" ;;
   is-up) is_up ;;
-  exec) in_namespace "$@" ;;
+  exec)
+    # Only to enter the namespace takes root.
+    if [ -n "${SUDO_UID:-}" ]; then
+      in_namespace setpriv --reuid "$SUDO_UID" --regid "$SUDO_GID" --init-groups \
+        env "HOME=$(getent passwd "$SUDO_UID" | cut -d: -f6)" "$@"
+    else
+      in_namespace "$@"
+    fi
+    ;;
   *) die "usage: own-docker.sh up | is-up | down | exec COMMAND... | relay PORT | unrelay PORT" ;;
 esac

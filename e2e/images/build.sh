@@ -96,16 +96,36 @@ stage_binary() { # BINARY CONTEXT
 
 build_with_docker() { # NAME
   docker build --quiet --build-arg "BASE=$(published_base)" --tag "localhost/$1:$tag" "$images/context/$1"
-  rm -f "$images/$1-$tag.tar" # of an earlier build with buildah: out of date now
+  rm -f "$images/$1-$tag".tar{,.stamp} # of an earlier build with buildah: out of date now
+}
+
+# Packages are fetched while an image is built, maybe through a proxy whose authority
+# only this machine knows. pip is told of it for the time of the build; the images
+# themselves do not get to trust it.
+pip_configuration() {
+  local bundle=/etc/ssl/certs/ca-certificates.crt
+  [ -e "$bundle" ] || return 0
+  printf '[global]\ncert = /run/machine-authorities.crt\n' >"$images/pip.conf"
+  echo "--volume=$bundle:/run/machine-authorities.crt:ro"
+  echo "--volume=$images/pip.conf:/etc/xdg/pip/pip.conf:ro"
 }
 
 build_with_buildah() { # NAME BASE
-  local archive=$images/$1-$tag.tar
-  run_buildah build --quiet --pull-never --layers --isolation chroot --network host \
+  local archive=$images/$1-$tag.tar volumes stamp
+  # Without a daemon even a build that changes nothing copies whole file systems.
+  stamp=$(cd "$images/context/$1" && { echo "$2" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; } | sha256sum)
+  if [ -e "$archive" ] && [ "$(cat "$archive.stamp" 2>/dev/null)" = "$stamp" ]; then
+    say "$1 is up to date"
+    return
+  fi
+  mapfile -t volumes < <(pip_configuration)
+  run_buildah build --quiet --pull-never --layers --isolation chroot --network host "${volumes[@]}" \
     --build-arg "BASE=$2" --tag "localhost/$1:$tag" "$images/context/$1"
   rm -f "$archive.partial"
   run_buildah push --quiet "localhost/$1:$tag" "docker-archive:$archive.partial:localhost/$1:$tag"
+  rm -f "$archive.stamp"
   mv "$archive.partial" "$archive"
+  echo "$stamp" >"$archive.stamp"
 }
 
 build() { # NAME...

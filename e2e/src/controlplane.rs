@@ -56,35 +56,41 @@ impl ControlPlane {
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let data = plane.path("etcd");
         let client = url(etcd);
-        let etcd = plane.launch("etcd", &[
-            ("data-dir", &data),
-            ("listen-client-urls", &client),
-            ("advertise-client-urls", &client),
-            ("listen-peer-urls", &url(peer)),
-            ("unsafe-no-fsync", "true"),
-            ("log-level", "warn"),
-        ])?;
+        let etcd = plane.launch(
+            "etcd",
+            &[
+                ("data-dir", &data),
+                ("listen-client-urls", &client),
+                ("advertise-client-urls", &client),
+                ("listen-peer-urls", &url(peer)),
+                ("unsafe-no-fsync", "true"),
+                ("log-level", "warn"),
+            ],
+        )?;
         plane.others.push(etcd);
         plane.start_api_server().await?;
         let kubeconfig = plane.path("kubeconfig");
         let key = plane.path("service-accounts.key");
-        let manager = plane.launch("kube-controller-manager", &[
-            ("kubeconfig", &kubeconfig),
-            ("authentication-kubeconfig", &kubeconfig),
-            ("authorization-kubeconfig", &kubeconfig),
-            ("service-account-private-key-file", &key),
-            ("root-ca-file", &plane.path("ca.crt")),
-            ("use-service-account-credentials", "false"),
-            ("leader-elect", "false"),
-            // There are no nodes: pods are run by the tests themselves.
-            ("controllers", "*,-node-lifecycle-controller,-pod-garbage-collector-controller,-node-ipam-controller"),
-            ("bind-address", "127.0.0.1"),
-            ("secure-port", "0"),
-            ("concurrent-deployment-syncs", "20"),
-            ("concurrent-replicaset-syncs", "20"),
-            ("kube-api-qps", "500"),
-            ("kube-api-burst", "1000"),
-        ])?;
+        let manager = plane.launch(
+            "kube-controller-manager",
+            &[
+                ("kubeconfig", &kubeconfig),
+                ("authentication-kubeconfig", &kubeconfig),
+                ("authorization-kubeconfig", &kubeconfig),
+                ("service-account-private-key-file", &key),
+                ("root-ca-file", &plane.path("ca.crt")),
+                ("use-service-account-credentials", "false"),
+                ("leader-elect", "false"),
+                // There are no nodes: pods are run by the tests themselves.
+                ("controllers", "*,-node-lifecycle-controller,-pod-garbage-collector-controller,-node-ipam-controller"),
+                ("bind-address", "127.0.0.1"),
+                ("secure-port", "0"),
+                ("concurrent-deployment-syncs", "20"),
+                ("concurrent-replicaset-syncs", "20"),
+                ("kube-api-qps", "500"),
+                ("kube-api-burst", "1000"),
+            ],
+        )?;
         plane.others.push(manager);
         install(&plane.client().await?).await?;
         Ok(plane)
@@ -136,21 +142,24 @@ impl ControlPlane {
 
     /// Starts the API server, and waits until it is ready.
     pub async fn start_api_server(&self) -> Result<()> {
-        let child = self.launch("kube-apiserver", &[
-            ("etcd-servers", &format!("http://127.0.0.1:{}", self.etcd)),
-            ("bind-address", "127.0.0.1"),
-            ("secure-port", &self.port.to_string()),
-            ("tls-cert-file", &self.path("server.crt")),
-            ("tls-private-key-file", &self.path("server.key")),
-            ("client-ca-file", &self.path("ca.crt")),
-            ("service-account-issuer", "https://kubernetes.default.svc"),
-            ("service-account-key-file", &self.path("service-accounts.key")),
-            ("service-account-signing-key-file", &self.path("service-accounts.key")),
-            ("service-cluster-ip-range", "10.96.0.0/16"),
-            ("authorization-mode", "RBAC"),
-            ("max-requests-inflight", "2000"),
-            ("max-mutating-requests-inflight", "1000"),
-        ])?;
+        let child = self.launch(
+            "kube-apiserver",
+            &[
+                ("etcd-servers", &format!("http://127.0.0.1:{}", self.etcd)),
+                ("bind-address", "127.0.0.1"),
+                ("secure-port", &self.port.to_string()),
+                ("tls-cert-file", &self.path("server.crt")),
+                ("tls-private-key-file", &self.path("server.key")),
+                ("client-ca-file", &self.path("ca.crt")),
+                ("service-account-issuer", "https://kubernetes.default.svc"),
+                ("service-account-key-file", &self.path("service-accounts.pub")),
+                ("service-account-signing-key-file", &self.path("service-accounts.key")),
+                ("service-cluster-ip-range", "10.96.0.0/16"),
+                ("authorization-mode", "RBAC"),
+                ("max-requests-inflight", "2000"),
+                ("max-mutating-requests-inflight", "1000"),
+            ],
+        )?;
         *self.api_server.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
         let client = self.client().await?;
         let until = Instant::now() + PATIENCE;
@@ -158,12 +167,17 @@ impl ControlPlane {
             let request = http::Request::get("/readyz").body(vec![])?;
             match client.request_text(request).await {
                 Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > until => {
+                Err(error) if Instant::now() > until || self.api_server_ended() => {
                     bail!("the API server is not ready: {error}; see {}", self.path("kube-apiserver.log"));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
+    }
+
+    fn api_server_ended(&self) -> bool {
+        let mut child = self.api_server.lock().unwrap_or_else(PoisonError::into_inner);
+        child.as_mut().is_some_and(|c| matches!(c.try_wait(), Ok(Some(_))))
     }
 
     fn launch(&self, program: &str, flags: &[(&str, &str)]) -> Result<Child> {
@@ -261,7 +275,9 @@ fn certificates(folder: &Path, port: u16) -> Result<()> {
     };
     sign("server", "kube-apiserver", None)?;
     sign("admin", "admin", Some("system:masters"))?;
-    fs::write(folder.join("service-accounts.key"), KeyPair::generate()?.serialize_pem())?;
+    let tokens = KeyPair::generate()?;
+    fs::write(folder.join("service-accounts.key"), tokens.serialize_pem())?;
+    fs::write(folder.join("service-accounts.pub"), tokens.public_key_pem())?;
     let at = |name: &str| folder.join(name).display().to_string();
     let kubeconfig = serde_json::json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "e2e",
@@ -303,10 +319,14 @@ pub async fn apply_all(client: &Client, manifest: &str) -> Result<()> {
         let object: DynamicObject = serde_json::from_value(document)?;
         let name = object.metadata.name.clone().context("an object without a name")?;
         let api: Api<DynamicObject> = match (&object.metadata.namespace, capabilities.scope) {
-            (Some(namespace), discovery::Scope::Namespaced) => Api::namespaced_with(client.clone(), namespace, &resource),
+            (Some(namespace), discovery::Scope::Namespaced) => {
+                Api::namespaced_with(client.clone(), namespace, &resource)
+            }
             _ => Api::all_with(client.clone(), &resource),
         };
-        api.patch(&name, &params, &Patch::Apply(&object)).await.with_context(|| format!("applying {} {name}", gvk.kind))?;
+        api.patch(&name, &params, &Patch::Apply(&object))
+            .await
+            .with_context(|| format!("applying {} {name}", gvk.kind))?;
     }
     Ok(())
 }

@@ -64,11 +64,14 @@ impl World {
         Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(object)?).await?;
         let venue = PaperVenue::start().await;
         venue.account(KEY, SECRET);
-        let world = Self { node: Node::start(client.clone(), &namespace), client, namespace, venue, plane: Arc::clone(plane) };
-        world.create::<Secret>(json!({
+        let world =
+            Self { node: Node::start(client.clone(), &namespace), client, namespace, venue, plane: Arc::clone(plane) };
+        world
+            .create::<Secret>(json!({
             "metadata": {"name": "alpaca", "labels": {"standfast.dev/use": "true"},
                 "annotations": {"standfast.dev/allowed-hosts": "127.0.0.1"}},
-            "stringData": {"key-id": KEY, "secret-key": SECRET}})).await?;
+            "stringData": {"key-id": KEY, "secret-key": SECRET}}))
+            .await?;
         Ok(world)
     }
 
@@ -100,11 +103,13 @@ impl World {
             "metadata": {"name": name, "labels": {"app": name}},
             "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
                 "template": {"metadata": {"labels": {"app": name}},
-                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}})).await?;
+                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}}))
+            .await?;
         self.until(&format!("{replicas} pods of {name} run"), async || {
             let running = self.pods(name).await?.iter().filter(|p| phase(p) == "Running").count();
             Ok((running == replicas as usize).then_some(()))
-        }).await
+        })
+        .await
     }
 
     /// Pods of a bot.
@@ -156,7 +161,8 @@ impl World {
     /// Creates a TradingSystem `system` with these trading Deployments and this world's venue. `patch` is merged into
     /// its spec.
     pub async fn system(&self, bots: &[&str], patch: Value) -> Result<TradingSystem> {
-        let workloads: Vec<_> = bots.iter().map(|b| json!({"kind": "Deployment", "name": b, "role": "Trading"})).collect();
+        let workloads: Vec<_> =
+            bots.iter().map(|b| json!({"kind": "Deployment", "name": b, "role": "Trading"})).collect();
         let mut spec = json!({
             "workloads": workloads,
             "venues": [self.venue_spec()],
@@ -175,7 +181,8 @@ impl World {
 
     /// Resumes trading.
     pub async fn resume(&self, name: &str, halt: &str) -> Result<TradingResume> {
-        self.create(json!({"metadata": {"name": name}, "spec": {"haltRef": {"name": halt}, "requestedBy": "admin"}})).await
+        self.create(json!({"metadata": {"name": name}, "spec": {"haltRef": {"name": halt}, "requestedBy": "admin"}}))
+            .await
     }
 
     /// The status of a halt.
@@ -184,14 +191,21 @@ impl World {
     }
 
     /// Waits until the status of a halt is as wanted, and gives it.
-    pub async fn halt_until(&self, name: &str, what: &str, wanted: impl Fn(&TradingHaltStatus) -> bool) -> Result<TradingHaltStatus> {
+    pub async fn halt_until(
+        &self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&TradingHaltStatus) -> bool,
+    ) -> Result<TradingHaltStatus> {
         let seen = std::sync::Mutex::new(TradingHaltStatus::default());
-        let found = self.until(what, async || {
-            let status = self.halt_status(name).await?;
-            let done = wanted(&status);
-            *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = status.clone();
-            Ok(done.then_some(status))
-        }).await;
+        let found = self
+            .until(what, async || {
+                let status = self.halt_status(name).await?;
+                let done = wanted(&status);
+                *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = status.clone();
+                Ok(done.then_some(status))
+            })
+            .await;
         found.with_context(|| {
             let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
             format!("TradingHalt {}/{name} is\n{seen}", self.namespace)
@@ -199,14 +213,21 @@ impl World {
     }
 
     /// The status of a resume.
-    pub async fn resume_until(&self, name: &str, what: &str, wanted: impl Fn(&TradingResume) -> bool) -> Result<TradingResume> {
+    pub async fn resume_until(
+        &self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&TradingResume) -> bool,
+    ) -> Result<TradingResume> {
         let seen = std::sync::Mutex::new(None);
-        let found = self.until(what, async || {
-            let resume = self.api::<TradingResume>().get(name).await?;
-            let done = wanted(&resume);
-            *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = resume.status.clone();
-            Ok(done.then_some(resume))
-        }).await;
+        let found = self
+            .until(what, async || {
+                let resume = self.api::<TradingResume>().get(name).await?;
+                let done = wanted(&resume);
+                *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = resume.status.clone();
+                Ok(done.then_some(resume))
+            })
+            .await;
         found.with_context(|| {
             let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
             format!("TradingResume {}/{name} is\n{seen}", self.namespace)
@@ -249,13 +270,15 @@ impl World {
         let (ready, started) = mpsc::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.spawn(async move {
-            let run = async {
+            let run: anyhow::Result<app::Never> = async {
                 let client = client(Client::try_from(config)?);
+                let connector = connector()?;
                 let transport = transport(http_transport()?);
                 let parts = app::Parts {
                     clients: Clients::same(&client, 64),
                     halt_transport: Arc::clone(&transport),
                     transport,
+                    connector,
                     scope: Scope::Namespaces(vec![namespace]),
                     metrics: Metrics::new(),
                     events: Events::none(),
@@ -265,12 +288,10 @@ impl World {
                 let warm = app::warm(&parts);
                 warm.ready().await;
                 let _ = ready.send(());
-                warm.lead(parts, Leadership::always()).await;
-                Ok::<_, anyhow::Error>(())
-            };
-            if let Err(error) = run.await {
-                tracing::error!(%error, "the operator did not start");
+                warm.lead(parts, Leadership::always()).await.map_err(anyhow::Error::from)
             }
+            .await;
+            tracing::error!(?run, "the operator ended");
         });
         let waited = tokio::task::spawn_blocking(move || started.recv_timeout(PATIENCE)).await?;
         waited.context("the operator did not become ready")?;
@@ -285,12 +306,16 @@ impl World {
     }
 }
 
-/// The real way out, open for loopback.
-pub fn http_transport() -> Result<Arc<dyn Transport>> {
+/// Connections that may go to loopback.
+pub fn connector() -> Result<Connector> {
     let config = GuardConfig { allow_cidrs: vec!["127.0.0.0/8".parse()?], ..GuardConfig::default() };
     let guard = Arc::new(Guard::new(config));
-    let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?;
-    Ok(Arc::new(HttpTransport::new(connector, 256)))
+    Ok(Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?)
+}
+
+/// The real way out, open for loopback.
+pub fn http_transport() -> Result<Arc<dyn Transport>> {
+    Ok(Arc::new(HttpTransport::new(connector()?, 256)))
 }
 
 /// An operator in this process. Dropped, it is cut off in the middle of whatever it does.

@@ -4,7 +4,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::FutureExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
@@ -22,7 +21,9 @@ use crate::{
     held,
     leader::Leadership,
     metrics::Metrics,
-    outbound::Transport,
+    outbound::{Transport, connect::Connector},
+    resume::ResumeReconciler,
+    system::{self, SystemReconciler, checks::Checker, sql::Databases},
     workloads::{View, Workloads},
 };
 
@@ -35,6 +36,8 @@ pub struct Parts {
     pub halt_transport: Arc<dyn Transport>,
     /// The way to everything else, for all other work.
     pub transport: Arc<dyn Transport>,
+    /// The way to databases.
+    pub connector: Connector,
     /// What is watched.
     pub scope: Scope,
     /// Counts.
@@ -211,11 +214,16 @@ impl Warm {
         tokio::join!(c.systems.ready(), c.halts.ready(), c.resumes.ready(), c.workloads.ready());
     }
 
-    /// Runs the controllers. Ends only when one of them does, which is a failure.
-    pub async fn lead(self, parts: Parts, leadership: Leadership) {
+    /// Runs the controllers. Ends only when one of them does, or leadership is lost: the process must end too.
+    pub async fn lead(self, parts: Parts, leadership: Leadership) -> Result<Never, Ended> {
         let Self { caches, halts, systems, resumes, mut deleted, mut feeds } = self;
-        let guardrails = Guardrails::new(parts.clients.api.clone());
+        let client = parts.clients.api.clone();
+        let guardrails = Guardrails::new(client.clone());
         let observer: Arc<dyn Observer> = Arc::new(parts.metrics.clone());
+        let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone()));
+        let databases = Databases::new(client.clone(), parts.connector.clone(), vec![])
+            .map_err(|e| Ended(format!("TLS for databases cannot be set up: {e}")))?;
+        let checker = Checker::new((*caller).clone(), databases, client.clone());
         let halting = Arc::new(HaltReconciler::new(
             parts.clients.halt.clone(),
             Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone())),
@@ -225,37 +233,69 @@ impl Warm {
             parts.metrics.clone(),
             parts.events.clone(),
         ));
-        let forgetting = Arc::clone(&halting);
+        let resuming = Arc::new(ResumeReconciler::new(
+            client.clone(),
+            Arc::clone(&caller),
+            checker.clone(),
+            caches.clone(),
+            guardrails.clone(),
+            leadership.clone(),
+            parts.events.clone(),
+        ));
+        let watching = Arc::new(SystemReconciler::new(system::Parts {
+            client,
+            caller: (*caller).clone(),
+            checker,
+            guardrails: guardrails.clone(),
+            systems: caches.systems.clone(),
+            halts: caches.halts.clone(),
+            workloads: caches.workloads.clone(),
+            trigger: systems.0.clone(),
+        }));
+        let (halt_caches, forgetting, rehalting) = (caches.halts.clone(), Arc::clone(&halting), Arc::clone(&resuming));
         let mut tasks = JoinSet::new();
-        tasks.spawn(controller::run(halting, caches.halts.clone(), halts.1, parts.halt_concurrency, Arc::clone(&observer)));
-        tasks.spawn(count(caches.halts.clone(), parts.metrics.clone()));
+        let run = (parts.halt_concurrency, parts.concurrency);
+        tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, Arc::clone(&observer)));
+        tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, Arc::clone(&observer)));
+        tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, observer));
+        tasks.spawn(count(halt_caches, guardrails, parts.metrics.clone()));
         tasks.spawn(async move {
             while let Some(gone) = deleted.recv().await {
                 match gone {
                     Deleted::Halt(halt) => forgetting.gone(&halt),
-                    Deleted::Resume(_) => {}
+                    Deleted::Resume(resume) => rehalting.on_deleted(&resume).await,
                 }
             }
         });
-        let _ = (systems, resumes);
         tokio::select! {
-            ended = tasks.join_next() => tracing::error!(?ended, "a controller ended"),
-            ended = feeds.join_next() => tracing::error!(?ended, "a cache is not fed any more"),
-            () = leadership.lost().map(|why| tracing::error!(%why, "leadership is lost")) => {}
+            _ = tasks.join_next() => Err(Ended("a controller ended, which it never should".into())),
+            _ = feeds.join_next() => Err(Ended("a cache is not fed any more".into())),
+            why = leadership.lost() => Err(Ended(format!("leadership is lost: {why}"))),
         }
     }
 }
 
+/// Nothing of this type exists.
+#[derive(Debug)]
+pub enum Never {}
+
+/// Why the controllers do not run any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Ended(String);
+
 /// Keeps the metrics of halts up to date.
-async fn count(halts: Cache<Guarded<TradingHalt>>, metrics: Metrics) {
+async fn count(halts: Cache<Guarded<TradingHalt>>, guardrails: Guardrails, metrics: Metrics) {
     let mut interval = tokio::time::interval(Duration::from_secs(5));
     loop {
         interval.tick().await;
+        metrics.guardrails_intact(guardrails.state().await.intact());
         let (all, now) = (halts.all(), Timestamp::now());
         let readable: Vec<_> = all.iter().filter_map(|h| h.0.as_ref().ok()).collect();
         metrics.halts(readable.iter().map(|h| h.status.as_ref().map(|s| s.phase).unwrap_or_default()));
         for halt in readable.iter().filter(|h| held::holds(h)) {
-            let verified = halt.status.as_ref().and_then(|s| s.last_verified_at.as_ref().or(s.times.committed_at.as_ref()));
+            let verified =
+                halt.status.as_ref().and_then(|s| s.last_verified_at.as_ref().or(s.times.committed_at.as_ref()));
             if let Some(at) = verified {
                 let age = now.duration_since(at.0).unsigned_abs();
                 metrics.halt_verified(&halt.namespace().unwrap_or_default(), &halt.name_any(), age);
@@ -263,4 +303,3 @@ async fn count(halts: Cache<Guarded<TradingHalt>>, metrics: Metrics) {
         }
     }
 }
-

@@ -17,6 +17,8 @@ use tokio::{
 };
 use tower::{BoxError, service_fn};
 
+mod shared;
+
 /// How often a read is sent, at most.
 const READ_TRIES: u32 = 3;
 /// The pause before the first repetition of a read; it doubles.
@@ -37,7 +39,8 @@ pub struct Clients {
     pub watch: Client,
     /// For everything that is not one of the others.
     pub api: Client,
-    /// For the halting controller only.
+    /// For the halting controller only: few connections, shared by all its calls. A server closes them after about 90 s
+    /// without a call; the controller's own list poll keeps them open.
     pub halt: Client,
     /// For the leader election only.
     pub lease: Client,
@@ -61,11 +64,10 @@ impl Clients {
         strict.read_timeout = Some(READ_TIMEOUT);
         // Else the time that a connection was idle counts too.
         strict.reset_reader_on_write = true;
-        let connect = |config: &Config| Client::try_from(config.clone()).map_err(|e| ConnectError(e.to_string()));
         Ok(Self {
             watch: connect(&patient)?,
             api: retry_reads(connect(&strict)?),
-            halt: retry_reads(connect(&strict)?),
+            halt: retry_reads(shared::connect(&patient)?),
             lease: retry_reads(connect(&strict)?),
             turns: Turns::new(turns),
         })
@@ -76,6 +78,11 @@ impl Clients {
         let [watch, api, halt, lease] = std::array::from_fn(|_| client.clone());
         Self { watch, api, halt, lease, turns: Turns::new(turns) }
     }
+}
+
+/// A client that opens a connection for each call that finds no idle one.
+fn connect(config: &Config) -> Result<Client, ConnectError> {
+    Client::try_from(config.clone()).map_err(|error| ConnectError(error.to_string()))
 }
 
 /// The cluster's address or credentials are unusable.

@@ -1,7 +1,7 @@
 //! The Standfast operator.
 
-pub mod app;
 pub mod admin;
+pub mod app;
 pub mod args;
 pub mod cache;
 pub mod calls;

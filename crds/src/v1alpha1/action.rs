@@ -43,6 +43,7 @@ pub struct SecretHeader {
     pub name: String,
     /// Put before the secret value, for example `"Bearer "`.
     #[schemars(length(max = 64), regex(pattern = r"^[^\r\n]*$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// Where the value is.
     pub secret_key_ref: SecretKeyRef,
@@ -55,6 +56,7 @@ pub struct SecretHeader {
 pub struct HttpAuth {
     /// Headers with values from Secrets.
     #[schemars(length(min = 1, max = 8))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<Vec<SecretHeader>>,
 }
 
@@ -74,12 +76,14 @@ pub struct HttpRequest {
     #[schemars(length(max = 16))]
     pub headers: Vec<Header>,
     /// How the request authenticates itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<HttpAuth>,
     /// JSON body. Strings in it may use the placeholders of `url`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub body: Option<Value>,
     /// The longest that the call may take, 5s if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
 }
 
@@ -93,8 +97,10 @@ pub struct JobEnv {
     pub name: String,
     /// Its value as it is.
     #[schemars(length(max = 4096))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
     /// Or the key of a Secret. The kubelet reads it; the operator does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<SecretKeyRef>,
 }
 
@@ -118,9 +124,11 @@ pub struct JobAction {
     #[schemars(length(max = 64))]
     pub env: Vec<JobEnv>,
     /// The longest that the Job may run, 60s if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
     /// User id, where the image names none that is not root.
     #[schemars(range(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as_user: Option<i64>,
 }
 
@@ -130,8 +138,10 @@ pub struct JobAction {
 #[x_kube(validation = ("has(self.http) != has(self.job)", "an action has exactly one transport: give either http or job"))]
 pub struct Action {
     /// Sent by the operator itself: the fast way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpRequest>,
     /// Run as a Job: slow (scheduling, image), for what HTTP cannot do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobAction>,
 }
 
@@ -149,22 +159,28 @@ pub struct ItemAction {
 pub struct OrderFields {
     /// The venue's id of the order, `$.id` if not given.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The id that the client chose, `$.client_order_id` if not given.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_order_id: Option<String>,
     /// The symbol, `$.symbol` if not given.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The type of the order, `$.type` if not given.
     #[serde(rename = "type")]
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// Buy or sell, `$.side` if not given.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side: Option<String>,
     /// The quantity, `$.qty` if not given.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
 }
 
@@ -174,12 +190,15 @@ pub struct OrderFields {
 pub struct PositionFields {
     /// The symbol, `$.symbol` if not given.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The quantity, `$.qty` if not given. Items of quantity zero are no positions.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
     /// What the position is worth, `$.market_value` if not given.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_value: Option<String>,
 }
 
@@ -190,23 +209,30 @@ pub struct PositionFields {
 #[x_kube(validation = ("!has(self.nextParameter) || has(self.next)", "nextParameter needs next: the JSONPath of the token"))]
 pub struct OrdersRead {
     /// The request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpRequest>,
     /// The Job; repeated at most every 5 minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobAction>,
     /// JSONPath of the orders: `$[*]` if not given, for a Job `$.openOrders[*]`.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub items: Option<String>,
     /// JSONPath of a number, for a source that only counts. Then single orders are not known.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<String>,
     /// How many items a full page holds. A full page without `next` is not a count: the result is unknown.
     #[schemars(range(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_size: Option<u32>,
     /// JSONPath of the next page's address, or, with `nextParameter`, of its token. Absent, null or empty on the last page.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
     /// The query parameter that takes the token.
     #[schemars(length(max = 64))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_parameter: Option<String>,
     /// Where the parts of an order are.
     #[serde(default)]
@@ -225,23 +251,30 @@ pub struct OrdersRead {
 #[x_kube(validation = ("!has(self.nextParameter) || has(self.next)", "nextParameter needs next: the JSONPath of the token"))]
 pub struct PositionsRead {
     /// The request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpRequest>,
     /// The Job; repeated at most every 5 minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobAction>,
     /// JSONPath of the positions: `$[*]` if not given, for a Job `$.positions[*]`.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub items: Option<String>,
     /// JSONPath of a number, for a source that only counts.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<String>,
     /// How many items a full page holds. A full page without `next` is not a count.
     #[schemars(range(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_size: Option<u32>,
     /// JSONPath of the next page's address, or, with `nextParameter`, of its token.
     #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
     /// The query parameter that takes the token.
     #[schemars(length(max = 64))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_parameter: Option<String>,
     /// Where the parts of a position are.
     #[serde(default)]
@@ -259,11 +292,14 @@ pub struct Expectation {
     pub equals: Option<Value>,
     /// The value is a number not below this one (a decimal string).
     #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_least: Option<String>,
     /// The value is a number not above this one (a decimal string).
     #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_most: Option<String>,
     /// The value is a time (RFC 3339, or Unix seconds or milliseconds) not older than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newer_than: Option<Duration>,
 }
 

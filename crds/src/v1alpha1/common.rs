@@ -119,6 +119,7 @@ pub struct SecretKeyRef {
 #[serde(rename_all = "camelCase")]
 pub struct Objective {
     /// What is aimed at; missing it warns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Duration>,
     /// What must not be exceeded.
     pub maximum: Duration,

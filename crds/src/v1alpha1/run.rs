@@ -43,17 +43,24 @@ pub struct StepStatus {
     #[serde(default)]
     pub attempts: i64,
     /// When it was first tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
     /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<MicroTime>,
     /// Key of the present attempt: the run's uid, the step and the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<String>,
     /// Until when an effect of the present attempt may still be under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<MicroTime>,
     /// Which leader recorded the intent: the number of transitions of the Lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<i64>,
     /// What it made, a Job for example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_ref: Option<String>,
     /// What came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }

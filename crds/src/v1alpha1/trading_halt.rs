@@ -43,6 +43,7 @@ pub struct TradingHaltSpec {
     pub reason: String,
     /// Who asks for it. If given, it must be the user who creates the object.
     #[schemars(length(min = 1, max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
     /// What happens to open orders.
     #[serde(default)]
@@ -150,6 +151,7 @@ pub mod halt_conditions {
 #[serde(rename_all = "camelCase")]
 pub struct TradingHaltStatus {
     /// The generation of the spec that the rest speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// One word for people.
     #[serde(default)]
@@ -159,8 +161,10 @@ pub struct TradingHaltStatus {
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
     /// The latch. Written before anything is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latch: Option<Latch>,
     /// uid of the TradingSystem that was halted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_uid: Option<String>,
     /// The trading workloads and what to go back to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -177,15 +181,20 @@ pub struct TradingHaltStatus {
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
     pub actions: Vec<ActionStatus>,
     /// Open orders that should not be, at all venues; absent when not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_orders: Option<i64>,
     /// Open orders that are kept on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_orders: Option<i64>,
     /// Open positions at all venues; absent when not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_positions: Option<i64>,
     /// Pods of trading workloads that are not gone; absent when not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_pods: Option<i64>,
     /// When all of it was last proven; written at most once a minute when nothing changed. Older than 3 minutes
     /// counts as unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verified_at: Option<MicroTime>,
     /// The moments that people ask for later.
     #[serde(default)]
@@ -194,6 +203,7 @@ pub struct TradingHaltStatus {
     #[serde(default)]
     pub evidence: Evidence,
     /// Who released it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<Release>,
 }
 
@@ -216,12 +226,16 @@ pub struct LatchedWorkload {
     /// Its name.
     pub name: String,
     /// Replicas to go back to; absent for a CronJob.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
     /// Whether a CronJob was suspended already, and stays so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<bool>,
     /// Labels of its pods; absent when its selector cannot be expressed by labels alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub match_labels: Option<BTreeMap<String, String>>,
     /// The earlier halt whose record this is, when the workload was halted already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inherited_from: Option<String>,
     /// Jobs of a CronJob that were suspended; they are listed at release, not resumed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -234,17 +248,23 @@ pub struct LatchedWorkload {
 #[serde(rename_all = "camelCase")]
 pub struct OrderSummary {
     /// The venue's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The id that the client chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_order_id: Option<String>,
     /// The symbol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The type.
     #[serde(rename = "type")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// Buy or sell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side: Option<String>,
     /// The quantity, as the venue writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
 }
 
@@ -253,10 +273,13 @@ pub struct OrderSummary {
 #[serde(rename_all = "camelCase")]
 pub struct PositionSummary {
     /// The symbol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The quantity, as the venue writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
     /// What it is worth, as the venue writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_value: Option<String>,
 }
 
@@ -267,16 +290,22 @@ pub struct VenueStatus {
     /// The venue's name.
     pub name: String,
     /// Orders found open by the first read, which starts together with the first cancel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orders_before: Option<i64>,
     /// Positions found by the first read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub positions_before: Option<i64>,
     /// Open orders that should not be, as last read; absent when not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_orders: Option<i64>,
     /// Open orders that are kept on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_orders: Option<i64>,
     /// Open positions, as last read; absent when not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_positions: Option<i64>,
     /// Whether the venue refuses new orders, as it says itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trading_suspended: Option<bool>,
     /// Some of the open orders.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -287,8 +316,10 @@ pub struct VenueStatus {
     #[schemars(length(max = 50))]
     pub positions: Vec<PositionSummary>,
     /// Why the last read failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// When the numbers were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_at: Option<MicroTime>,
 }
 
@@ -316,9 +347,14 @@ pub struct ActionStatus {
     pub state: ActionState,
     /// How often it was tried.
     pub attempts: i64,
+    /// The Job that carries out the present attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_ref: Option<String>,
     /// When it was last tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempt_at: Option<MicroTime>,
     /// What came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
@@ -327,24 +363,34 @@ pub struct ActionStatus {
 #[serde(rename_all = "camelCase")]
 pub struct HaltTimes {
     /// The object was created (whole seconds: the API server's clock).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_at: Option<MicroTime>,
     /// The halt committed itself, and everything started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed_at: Option<MicroTime>,
     /// The first cancel was handed to the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_cancel_sent_at: Option<MicroTime>,
     /// Every trading workload was scaled to zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaled_at: Option<MicroTime>,
     /// A scale-up was first refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latched_at: Option<MicroTime>,
     /// The last trading pod was gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods_gone_at: Option<MicroTime>,
     /// No order was open any more, proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_orders_at: Option<MicroTime>,
     /// No position was open any more, proven; only where closing was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flat_at: Option<MicroTime>,
     /// Everything was proven for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted_at: Option<MicroTime>,
     /// A TradingResume released it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_at: Option<MicroTime>,
 }
 
@@ -356,8 +402,10 @@ pub struct Evidence {
     #[serde(default)]
     pub requested_by: String,
     /// Head of the chain of the system's previous halt when this one began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_sha256: Option<String>,
     /// Head of this chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// The entries, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

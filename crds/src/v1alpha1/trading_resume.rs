@@ -43,6 +43,7 @@ pub struct TradingResumeSpec {
     #[schemars(length(min = 1, max = 256))]
     pub requested_by: String,
     /// Which of the system's checks must pass; all of them if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checks: Option<CheckSelection>,
     /// How long the gates may take, from the first sight of the resume. Afterwards it fails, with the halt still
     /// held. Default 1h.
@@ -69,6 +70,7 @@ pub struct HaltReference {
     pub name: String,
     /// Its uid.
     #[schemars(length(min = 1, max = 64))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
 }
 
@@ -79,9 +81,11 @@ pub struct HaltReference {
 pub struct CheckSelection {
     /// All checks of these groups.
     #[schemars(length(min = 1, max = 8))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<CheckGroup>>,
     /// Checks with these names.
     #[schemars(length(min = 1, max = 64))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names: Option<Vec<String>>,
 }
 
@@ -114,6 +118,7 @@ pub enum ResumePhase {
 #[serde(rename_all = "camelCase")]
 pub struct TradingResumeStatus {
     /// The generation of the spec that the rest speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// One word for people.
     #[serde(default)]
@@ -123,18 +128,23 @@ pub struct TradingResumeStatus {
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
     /// uid of the halt, pinned at first sight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halt_uid: Option<String>,
     /// When the operator first saw the resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
     /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<MicroTime>,
     /// What will be done, frozen at first sight: spec, checks, actions and workloads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub plan: Option<Value>,
     /// SHA-256 of the RFC 8785 JSON of `plan`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_hash: Option<String>,
     /// The step that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_step: Option<String>,
     /// The journal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -142,6 +152,7 @@ pub struct TradingResumeStatus {
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
     pub steps: Vec<StepStatus>,
     /// Asks the halt's controller to release the halt. Written once, when every gate has passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_requested_at: Option<MicroTime>,
     /// Jobs that the halt suspended and that nobody resumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

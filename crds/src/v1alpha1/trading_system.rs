@@ -68,6 +68,7 @@ pub struct TradingSystemSpec {
     #[schemars(length(min = 1, max = 1000))]
     pub workloads: Vec<Workload>,
     /// The bot's own halt endpoint: best effort, recorded, never evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_halt: Option<ApplicationHalt>,
     /// Where orders live.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,6 +76,7 @@ pub struct TradingSystemSpec {
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
     pub venues: Vec<Venue>,
     /// Brings the bot's books in line with the venues; run before trading resumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_positions: Option<Action>,
     /// What tells that the system is well, evaluated all the time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -85,6 +87,7 @@ pub struct TradingSystemSpec {
     #[serde(default)]
     pub halt_policy: HaltPolicy,
     /// How fast recovery must be and how little may be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objectives: Option<Objectives>,
 }
 
@@ -132,9 +135,11 @@ pub struct Workload {
     pub kind: WorkloadKind,
     /// Its name.
     #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Or the labels that all of them carry.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub match_labels: Option<BTreeMap<String, String>>,
     /// Whether a halt stops it.
     pub role: WorkloadRole,
@@ -147,8 +152,10 @@ pub struct ApplicationHalt {
     /// Asks the bot to stop.
     pub request: HttpRequest,
     /// Asks it to go on, at the end of a resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<HttpRequest>,
     /// Tells whether it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<StateRead>,
 }
 
@@ -169,6 +176,7 @@ pub struct Venue {
     pub name: String,
     /// What identifies the account; two systems with the same one are warned of each other.
     #[schemars(length(max = 128))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
     /// Which of the account's orders belong to the system.
     #[serde(default)]
@@ -182,6 +190,7 @@ pub struct Venue {
     #[schemars(length(max = 4))]
     pub allow_trading: Vec<Action>,
     /// Tells whether the venue refuses new orders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trading_suspended: Option<StateRead>,
     /// The venue refuses closing orders too while trading is suspended: positions are closed first.
     #[serde(default)]
@@ -191,6 +200,7 @@ pub struct Venue {
     #[schemars(length(max = 8))]
     pub cancel_orders: Vec<Action>,
     /// Cancels one order. Needed for `orders.cancel: NonProtective`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_order: Option<ItemAction>,
     /// Reads open orders; one entry for each class.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -201,12 +211,14 @@ pub struct Venue {
     #[schemars(length(max = 8))]
     pub close_positions: Vec<Action>,
     /// Closes one position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_position: Option<ItemAction>,
     /// Reads open positions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub open_positions: Vec<PositionsRead>,
     /// Tells whether the market is open; a closed one is named as the reason why positions do not close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_open: Option<StateRead>,
 }
 
@@ -232,12 +244,16 @@ pub struct Check {
     /// What it is about.
     pub group: CheckGroup,
     /// How often it is asked, 30s if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Duration>,
     /// An HTTP endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
     /// A query on PostgreSQL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlCheck>,
     /// Pods that are ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<WorkloadCheck>,
 }
 
@@ -254,8 +270,10 @@ pub struct HttpCheck {
     pub status: Vec<u16>,
     /// JSONPath of a value in the answer.
     #[schemars(length(min = 1, max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// What that value must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expectation>,
 }
 
@@ -271,6 +289,7 @@ pub struct SqlCheck {
     /// What its answer must be.
     pub expect: Expectation,
     /// The longest that it may take, 10s if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
 }
 
@@ -285,6 +304,7 @@ pub struct WorkloadCheck {
     pub name: String,
     /// How many ready pods are enough; as many as it wants if not given.
     #[schemars(range(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_ready: Option<i32>,
 }
 
@@ -336,10 +356,13 @@ impl Default for HaltPolicy {
 #[serde(rename_all = "camelCase")]
 pub struct Objectives {
     /// Recovery time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rto: Option<Objective>,
     /// Recovery point: how much of the past may be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo: Option<Objective>,
     /// How many trades may be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_trades: Option<LostTrades>,
 }
 
@@ -356,12 +379,14 @@ pub struct LostTrades {
 #[serde(rename_all = "camelCase")]
 pub struct TradingSystemStatus {
     /// The generation of the spec that the rest speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Prepared` (would an emergency halt work now?), `ChecksPassing`, `SharedAccount`, `Ready`.
     #[serde(default)]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
     /// Whether trading is halted, and by what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halt: Option<HaltSummary>,
     /// What stands in the way of an emergency halt, one entry for each missing thing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -373,12 +398,14 @@ pub struct TradingSystemStatus {
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
     pub checks: Vec<CheckStatus>,
     /// How many checks pass, as `3/4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checks_passing: Option<String>,
     /// The trading workloads that a halt would stop now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000))]
     pub trading_workloads: Vec<WorkloadStatus>,
     /// How orders are cancelled: `HTTP`, `Job (slow)` or `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_path: Option<String>,
     /// Other controllers that set replicas of trading workloads (HorizontalPodAutoscaler, KEDA, Argo CD, Flux).
     /// They are named, never changed.
@@ -386,6 +413,7 @@ pub struct TradingSystemStatus {
     #[schemars(length(max = 64))]
     pub coexistence: Vec<String>,
     /// The objectives in words, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objectives: Option<String>,
 }
 
@@ -396,8 +424,10 @@ pub struct HaltSummary {
     /// `Yes` when every halt that holds is proven, `No` when none holds, `Unverified` otherwise.
     pub halted: String,
     /// The halts that hold, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     /// When the first of them latched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
 }
 
@@ -435,6 +465,7 @@ pub struct CheckStatus {
     /// What was found, with the number where there is one.
     pub message: String,
     /// Since when the answer is this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<MicroTime>,
 }
 
@@ -447,5 +478,6 @@ pub struct WorkloadStatus {
     /// Its name.
     pub name: String,
     /// How many replicas it wants; absent for a CronJob.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
 }

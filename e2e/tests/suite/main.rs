@@ -3,6 +3,6 @@
 // clippy.toml exempts test functions only; here the helpers around them are tests too.
 #![allow(clippy::unwrap_used)]
 
-mod venue;
 mod halt;
 mod plane;
+mod venue;

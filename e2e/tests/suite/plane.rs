@@ -12,7 +12,12 @@ static PLANE: OnceCell<Arc<ControlPlane>> = OnceCell::const_new();
 pub async fn plane() -> Result<&'static Arc<ControlPlane>> {
     PLANE
         .get_or_try_init(|| async {
-            let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init();
+            let _ = tracing_subscriber::fmt()
+                .with_env_filter(tracing_subscriber::EnvFilter::new(
+                    std::env::var("RUST_LOG").unwrap_or_else(|_| "off".into()),
+                ))
+                .with_test_writer()
+                .try_init();
             Ok(Arc::new(ControlPlane::start().await?))
         })
         .await

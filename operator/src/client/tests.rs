@@ -8,6 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::service::service_fn as serve;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
@@ -15,7 +17,14 @@ use kube::{
 };
 use rstest::rstest;
 use serde_json::json;
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, sync::Barrier, time::Instant};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    },
+};
 
 use super::*;
 
@@ -142,6 +151,87 @@ async fn as_many_turns_are_taken_as_there_are() {
     assert!(futures::poll!(&mut given_up).is_pending());
     drop((given_up, second, third));
     let _all = (turns.take().await, turns.take().await);
+}
+
+/// A TLS server that speaks `protocols` and answers only when `together` calls have arrived; counts its connections.
+async fn tls_server(protocols: &[&str], together: usize) -> (Config, Arc<AtomicUsize>) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
+    let mut tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    tls.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = Config::new(format!("https://{}", listener.local_addr().unwrap()).parse().unwrap());
+    config.root_cert = Some(vec![cert.der().to_vec()]);
+    let connections = Arc::<AtomicUsize>::default();
+    let (counter, barrier) = (Arc::clone(&connections), Arc::new(Barrier::new(together)));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let (acceptor, barrier) = (acceptor.clone(), Arc::clone(&barrier));
+            tokio::spawn(async move {
+                let stream = acceptor.accept(tcp).await.unwrap();
+                let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let answer = serve(move |request: Request<hyper::body::Incoming>| {
+                    let barrier = Arc::clone(&barrier);
+                    async move {
+                        if request.method() == Method::PATCH {
+                            barrier.wait().await;
+                        }
+                        let body = json!({"metadata": {"name": "found"}}).to_string();
+                        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(body))))
+                    }
+                });
+                let stream = TokioIo::new(stream);
+                if h2 {
+                    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(stream, answer)
+                        .await;
+                } else {
+                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(stream, answer).await;
+                }
+            });
+        }
+    });
+    (config, connections)
+}
+
+#[rstest]
+// One more finds out what the server speaks.
+#[case::shared(&["h2", "http/1.1"], shared::CONNECTIONS + 1)]
+#[case::one_for_each_call(&["http/1.1"], 50)]
+#[case::one_for_each_call_without_negotiation(&[], 50)]
+#[tokio::test]
+async fn calls_of_a_halt_share_few_connections_where_the_server_can(
+    #[case] protocols: &[&str],
+    #[case] expected: usize,
+) {
+    let (config, connections) = tls_server(protocols, 50).await;
+    let halt = maps(Clients::new(&config, 64).unwrap().halt);
+    // All at once, and no connection is open yet.
+    let (params, patch) = (PatchParams::default(), Patch::Merge(json!({})));
+    let all = futures::future::join_all((0..50).map(|_| halt.patch("a", &params, &patch))).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    assert_eq!(connections.load(Ordering::SeqCst), expected);
+    let all = futures::future::join_all((0..50).map(|_| halt.patch("a", &params, &patch))).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    assert_eq!(connections.load(Ordering::SeqCst), expected, "and they stay open");
+}
+
+#[tokio::test]
+async fn every_client_has_connections_of_its_own() {
+    let (config, connections) = tls_server(&["h2", "http/1.1"], 1).await;
+    let Clients { watch, api, lease, .. } = Clients::new(&config, 64).unwrap();
+    for client in [&watch, &api, &lease, &watch, &api, &lease] {
+        maps(client.clone()).get("a").await.unwrap();
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 3);
 }
 
 fn api_error(code: u16) -> Error {

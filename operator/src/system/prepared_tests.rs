@@ -106,28 +106,6 @@ fn a_secret_that_could_not_be_read_is_unknown() {
     assert_eq!((survey.problems.len(), survey.unknown.len()), (0, 1));
 }
 
-#[test]
-fn permissions_are_those_that_the_system_needs() {
-    let system = system();
-    let wanted: Vec<_> = permissions(&system.spec, &[]).iter().map(ToString::to_string).collect();
-    for needed in [
-        "patch deployments/scale",
-        "patch cronjobs",
-        "patch jobs",
-        "create jobs",
-        "get secrets",
-        "release tradinghalts",
-    ] {
-        assert!(wanted.iter().any(|w| w == needed), "{needed}");
-    }
-    assert!(!wanted.iter().any(|w| w.contains("statefulsets")));
-    let review = Permission::new("patch", "apps", "deployments", "scale").review("trading");
-    let attributes = review.spec.resource_attributes.unwrap();
-    assert_eq!(attributes.subresource.as_deref(), Some("scale"));
-    let problem = Permission::new("patch", "apps", "deployments", "scale").missing("trading");
-    assert!(problem.message.starts_with("the operator may not patch deployments/scale in namespace trading"));
-}
-
 #[rstest]
 #[case(&[("app", "bot")], true)]
 #[case(&[("app", "bot"), ("tier", "trading")], true)]
@@ -160,4 +138,13 @@ fn who_sets_replicas_from_git_is_named() {
     let problem = git_problem("argocd-controller", &[key("a"), key("b")]);
     assert_eq!(problem.reason, "GitOpsConflict");
     assert!(problem.message.starts_with("argocd-controller sets the size of Deployment trading/a and 1 more:"));
+}
+
+#[rstest]
+#[case("Secret trading/x does not exist: create it, or correct its name", "CredentialMissing")]
+#[case("Job trading/standfast-trial (as a trial) may not be created: exceeded quota", "JobRefused")]
+fn a_job_that_may_not_be_created_is_told(#[case] why: &str, #[case] reason: &str) {
+    let problem = job_problem("venues[alpaca].cancelOrders[1]", why);
+    assert_eq!(problem.reason, reason);
+    assert_eq!(problem.message, format!("{why} (spec.venues[alpaca].cancelOrders[1])"));
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::FutureExt;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use standfast_crds::v1alpha1::{Check, TradingSystem, TradingSystemSpec};
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -249,7 +249,8 @@ impl Rounds {
         if let Some(turn) = far {
             let (surveyor, namespace) = (Arc::clone(&self.surveyor), subject.namespace.clone());
             let (spec, trading) = (system.spec.clone(), trading.to_vec());
-            let question = async move { surveyor.far(&namespace, &spec, &trading).await };
+            let owner = system.controller_owner_ref(&()).unwrap_or_default();
+            let question = async move { surveyor.far(&namespace, &owner, &spec, &trading).await };
             self.spawn(subject, turn, question, |memory| Some(&mut memory.far));
         }
         if let Some(turn) = autoscalers {

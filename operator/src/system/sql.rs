@@ -211,7 +211,7 @@ fn describe(host: &str, error: &tokio_postgres::Error) -> String {
         return format!("{host}: the query took too long and was cancelled");
     }
     // Names of tables and columns, roles and databases, limits of the server.
-    let harmless = ["28", "3D", "42", "53", "57", "25"].iter().any(|class| code.code().starts_with(class));
+    let harmless = ["0A", "25", "28", "3D", "42", "53", "57"].iter().any(|class| code.code().starts_with(class));
     if harmless {
         format!("{host}: {} ({})", db.message(), code.code())
     } else {
