@@ -95,7 +95,9 @@ fn an_intent_of_another_term_is_looked_at_and_not_acted_on_before_its_deadline()
     }
     let decision = ask(once("a"), entry, Some(Observation::Done("x".into())), Controls::default());
     assert_eq!(state(&decision).0, StepState::Succeeded);
-    assert_eq!(ask(once("a"), running("a", None, 4), None, Controls::default()), Decision::Superseded);
+    let newer = |deadline| ask(once("a"), running("a", deadline, 4), None, Controls::default());
+    assert_eq!(newer(Some(NOW + 1)), Decision::Superseded);
+    assert_eq!(newer(Some(NOW - 1)), Decision::Observe(vec!["a".into()]));
 }
 
 #[test]

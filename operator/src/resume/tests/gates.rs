@@ -152,7 +152,7 @@ fn kind(acted: &Acted) -> &'static str {
 #[case(Sent::Answered(408), "again", "failed", "unknown")]
 #[case(Sent::Answered(429), "again", "failed", "again")]
 #[case(Sent::Answered(500), "again", "failed", "unknown")]
-#[case(Sent::NotSent("no name".into()), "again", "again", "again")]
+#[case(Sent::Never("no name".into()), "again", "again", "again")]
 #[case(Sent::Unknown("cut".into()), "unknown", "unknown", "unknown")]
 fn answers(#[case] sent: Sent, #[case] sync: &str, #[case] last_sync: &str, #[case] allow: &str) {
     assert_eq!(kind(&actions::synced(sent.clone(), false)), sync);
