@@ -9,6 +9,7 @@ use super::{
     actions,
     context::{Context, DEADLINE, time_for},
     gates::{self, Released},
+    journal::now,
     restore::{Ready, RestoreWorkloads},
     status::step,
     venues::{AllowTrading, ApplicationResume, Verify},
@@ -157,6 +158,8 @@ impl Step for RequestRelease {
         }
         match gates::outgrown(&halts, &cx.plan) {
             Some(why) => Observation::Failed(why),
+            // An operator that was away must not release what is no longer wanted.
+            None if now() >= cx.until => Observation::Failed("the deadline has passed".into()),
             None => Observation::Done("every gate has passed".into()),
         }
     }

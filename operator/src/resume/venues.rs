@@ -61,7 +61,7 @@ impl Step for ApplicationResume {
         let why = match self.0.send(request, actions::LONGEST_CALL).await {
             Sent::Answered(status @ 200..=299) => return Acted::Done(format!("the bot answered {status}")),
             Sent::Answered(status) => format!("the bot answered {status}"),
-            Sent::NotSent(why) | Sent::Unknown(why) => why,
+            Sent::Never(why) | Sent::Unknown(why) => why,
         };
         if entry.attempts < APPLICATION_TRIES {
             return Acted::Again(why);
