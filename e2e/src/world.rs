@@ -265,17 +265,26 @@ impl World {
         client: impl FnOnce(Client) -> Client + Send + 'static,
         transport: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + 'static,
     ) -> Result<Operator> {
+        self.operator_of(|plain| Clients::same(&client(plain), 64), transport).await
+    }
+
+    /// The same, with clients that `clients` makes of a plain one.
+    pub async fn operator_of(
+        &self,
+        clients: impl FnOnce(Client) -> Clients + Send + 'static,
+        transport: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + 'static,
+    ) -> Result<Operator> {
         let config = self.plane.config().await?;
         let namespace = self.namespace.clone();
         let (ready, started) = mpsc::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.spawn(async move {
             let run: anyhow::Result<app::Never> = async {
-                let client = client(Client::try_from(config)?);
+                let clients = clients(Client::try_from(config)?);
                 let connector = connector()?;
                 let transport = transport(http_transport()?);
                 let parts = app::Parts {
-                    clients: Clients::same(&client, 64),
+                    clients,
                     halt_transport: Arc::clone(&transport),
                     transport,
                     connector,
