@@ -35,7 +35,7 @@ use standfast_crds::v1alpha1::{
 use standfast_e2e::{
     controlplane::ControlPlane,
     faults::{Fault, Faults, Outcome, Recorded, Strike},
-    venue::{Behaviour, Effect, NewOrder, Side, What},
+    venue::{Behaviour, Effect, NewOrder, PaperVenue, Side, What},
     world::{KEY, Operator, World},
 };
 use standfast_operator::{
@@ -169,7 +169,6 @@ impl Books {
 struct Stage {
     world: World,
     faults: Faults,
-    books: Arc<Books>,
     scenario: Scenario,
     halt: watch::Receiver<Option<TradingHalt>>,
     resume: watch::Receiver<Option<TradingResume>>,
@@ -205,8 +204,7 @@ impl Stage {
     async fn new(plane: &Arc<ControlPlane>, plan: &Plan) -> Result<Self> {
         let world = World::new(plane, "sweep").await?;
         let mut tasks = JoinSet::new();
-        let books = Arc::new(Books::default());
-        let url = Arc::clone(&books).serve(&mut tasks).await?;
+        let url = Arc::new(Books::default()).serve(&mut tasks).await?;
         world.venue.set_behaviour(Behaviour {
             fill_delay_ms: 30,
             steps: 2,
@@ -242,7 +240,7 @@ impl Stage {
             .await?;
         let (halt, resume) = (newest(&world, &mut tasks), newest(&world, &mut tasks));
         let faults = Faults::new(plan.strike.clone());
-        Ok(Self { world, faults, books, scenario: plan.scenario, halt, resume, _tasks: tasks })
+        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, _tasks: tasks })
     }
 
     /// Starts an operator behind the faults. Watches, and the lists that go with them, pass them by.
@@ -328,7 +326,7 @@ impl Stage {
             loop {
                 halt.wait_for(|h| h.as_ref().is_some_and(|h| phase(h) == HaltPhase::Halted)).await?;
                 let seen = self.order_reads();
-                let again = |venue: &standfast_e2e::venue::PaperVenue| (order_reads(venue) >= seen + 2).then_some(());
+                let again = |venue: &PaperVenue| (order_reads(venue) >= seen + 2).then_some(());
                 self.world.venue.until(PATIENCE, again).await.context("the halt is not verified again")?;
                 if phase_of(&halt.borrow()) == HaltPhase::Halted {
                     return Ok(None);
@@ -366,9 +364,8 @@ impl Stage {
         match status.phase {
             ResumePhase::Completed => {
                 // The bots trade: what they were stopped for is over.
-                let before = self.world.venue.orders(KEY).len();
-                let trades = self.world.venue.until(PATIENCE, |v| (v.orders(KEY).len() > before).then_some(()));
-                trades.await.context("resumed, and no bot trades")?;
+                let trades = |v: &PaperVenue| (!v.open_orders(KEY).is_empty()).then_some(());
+                self.world.venue.until(PATIENCE, trades).await.context("resumed, and no bot trades")?;
                 Ok(None)
             }
             ResumePhase::Indeterminate if !said.is_empty() => Ok(Some(format!("Indeterminate: {said}"))),
@@ -444,7 +441,7 @@ impl Stage {
     }
 }
 
-fn order_reads(venue: &standfast_e2e::venue::PaperVenue) -> usize {
+fn order_reads(venue: &PaperVenue) -> usize {
     venue.requests("GET", "/v2/orders").len()
 }
 
