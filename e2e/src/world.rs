@@ -2,7 +2,7 @@
 //! be cut off at any moment.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
 };
 
@@ -97,19 +97,24 @@ impl World {
         Ok(self.api::<K>().create(&PostParams::default(), &serde_json::from_value(object)?).await?)
     }
 
-    /// A bot with pods.
+    /// A bot with pods that run.
     pub async fn bot(&self, name: &str, replicas: i32) -> Result<()> {
-        self.create::<Deployment>(json!({
-            "metadata": {"name": name, "labels": {"app": name}},
-            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
-                "template": {"metadata": {"labels": {"app": name}},
-                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}}))
-            .await?;
+        self.deployment(name, replicas).await?;
         self.until(&format!("{replicas} pods of {name} run"), async || {
             let running = self.pods(name).await?.iter().filter(|p| phase(p) == "Running").count();
             Ok((running == replicas as usize).then_some(()))
         })
         .await
+    }
+
+    /// A bot; nobody waits for its pods.
+    pub async fn deployment(&self, name: &str, replicas: i32) -> Result<Deployment> {
+        self.create::<Deployment>(json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
+                "template": {"metadata": {"labels": {"app": name}},
+                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}}))
+            .await
     }
 
     /// Pods of a bot.
@@ -317,9 +322,15 @@ impl World {
 
 /// Connections that may go to loopback.
 pub fn connector() -> Result<Connector> {
+    // The certificates that the system trusts take their time to be read, and there are hundreds of worlds.
+    static MADE: OnceLock<Connector> = OnceLock::new();
+    if let Some(made) = MADE.get() {
+        return Ok(made.clone());
+    }
     let config = GuardConfig { allow_cidrs: vec!["127.0.0.0/8".parse()?], ..GuardConfig::default() };
     let guard = Arc::new(Guard::new(config));
-    Ok(Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?)
+    let made = Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?;
+    Ok(MADE.get_or_init(|| made).clone())
 }
 
 /// The real way out, open for loopback.

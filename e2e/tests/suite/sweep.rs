@@ -53,7 +53,7 @@ const LIMIT: Duration = Duration::from_secs(150);
 /// The longest that a status may stay without an end before it is taken at its word.
 const PATIENCE: Duration = Duration::from_secs(100);
 /// Pause between two looks at the world.
-const SAMPLE: Duration = Duration::from_millis(5);
+const SAMPLE: Duration = Duration::from_millis(10);
 /// Bots and their replicas.
 const BOTS: [(&str, i32); 2] = [("bot", 2), ("scalper", 1)];
 const HALT: &str = "halt";
@@ -172,6 +172,7 @@ struct Stage {
     scenario: Scenario,
     halt: watch::Receiver<Option<TradingHalt>>,
     resume: watch::Receiver<Option<TradingResume>>,
+    system: watch::Receiver<Option<TradingSystem>>,
     /// Serves and watches until it is dropped.
     _tasks: JoinSet<()>,
 }
@@ -217,7 +218,7 @@ impl Stage {
         // Holds the quantity that is to be closed.
         let _ = world.venue.place_order(KEY, &NewOrder::limit("MSFT", Side::Sell, 5, 200));
         for (name, replicas) in BOTS {
-            world.bot(name, replicas).await?;
+            world.deployment(name, replicas).await?;
         }
         world
             .create::<HorizontalPodAutoscaler>(json!({"metadata": {"name": "bot"}, "spec": {
@@ -238,9 +239,10 @@ impl Stage {
                 }),
             )
             .await?;
-        let (halt, resume) = (newest(&world, &mut tasks), newest(&world, &mut tasks));
+        let (halt, resume, system) =
+            (newest(&world, &mut tasks), newest(&world, &mut tasks), newest(&world, &mut tasks));
         let faults = Faults::new(plan.strike.clone());
-        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, _tasks: tasks })
+        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, system, _tasks: tasks })
     }
 
     /// Starts an operator behind the faults. Watches, and the lists that go with them, pass them by.
@@ -279,7 +281,7 @@ impl Stage {
                     let _ = venue.place_order(KEY, &NewOrder::limit("AAPL", Side::Buy, 1, 50));
                 }
             });
-            tokio::time::sleep(SAMPLE * 4).await;
+            tokio::time::sleep(SAMPLE * 3).await;
         }
     }
 
@@ -373,14 +375,22 @@ impl Stage {
         }
     }
 
+    /// Waits until the bots run and the operator has looked at their system.
     async fn prepared(&self) -> Result<()> {
-        self.world
-            .until("the system is looked at", async || {
-                let system = self.world.api::<TradingSystem>().get("system").await?;
-                let conditions = system.status.map(|s| s.conditions).unwrap_or_default();
-                Ok(condition(&conditions, "Prepared").is_some_and(|c| c.status != "Unknown").then_some(()))
-            })
-            .await
+        let mut system = self.system.clone();
+        let looked_at = |system: &Option<TradingSystem>| {
+            let conditions = system.iter().flat_map(|s| &s.status).flat_map(|s| &s.conditions);
+            conditions.into_iter().any(|c| c.type_ == "Prepared" && c.status != "Unknown")
+        };
+        let pods: i32 = BOTS.iter().map(|b| b.1).sum();
+        let all = async {
+            system.wait_for(looked_at).await?;
+            while self.world.node.alive().len() < pods as usize {
+                tokio::time::sleep(SAMPLE).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(PATIENCE, all).await.context("the bots do not run, or their system is not looked at")?
     }
 
     async fn play(&self) -> Result<Option<String>> {
@@ -527,11 +537,6 @@ fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
     found
 }
 
-/// Two faults of a read, chosen by its place: over all reads every fault has its turn.
-fn some_faults(place: usize) -> [Fault; 2] {
-    [Fault::ALL[place % 7], Fault::ALL[(place + 3) % 7]]
-}
-
 fn say(line: &str) {
     // Past the capture of the test's output: it is to be seen when all is well.
     let _ = writeln!(std::io::stderr(), "{line}");
@@ -570,7 +575,8 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     for (place, (key, mutating, _)) in keys.iter().enumerate() {
         let faults = match (mutating, wish == "all", key.ends_with("#1")) {
             (true, ..) | (_, true, _) => Fault::ALL.to_vec(),
-            (false, false, true) => some_faults(place).to_vec(),
+            // Over all reads every fault has its turn.
+            (false, false, true) => vec![Fault::ALL[place % Fault::ALL.len()]],
             (false, false, false) => vec![],
         };
         let strike = |fault| Some(Strike { key: key.clone(), fault });
