@@ -5,4 +5,5 @@
 
 mod halt;
 mod plane;
+mod sweep;
 mod venue;
