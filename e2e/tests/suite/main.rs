@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod halt;
+mod kind;
 mod plane;
 mod venue;
