@@ -30,7 +30,8 @@ use kube::{
     runtime::{controller::Action, events::EventType},
 };
 use standfast_crds::v1alpha1::{
-    HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, VenueStatus,
+    ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
+    TradingSystem, VenueStatus,
 };
 use tokio::time::Instant;
 
@@ -48,7 +49,7 @@ use crate::{
 use baseline::Registry;
 use decide::Effect;
 use latch::Latches;
-use memory::Memory;
+use memory::{Memory, Retry};
 
 /// The caches that controllers share.
 #[derive(Clone)]
@@ -190,6 +191,12 @@ impl HaltReconciler {
             );
         }
 
+        if !std::mem::replace(&mut memory.looked, true) && memory.application.is_none() {
+            // Another process began it and did not see its end.
+            let unanswered = |a: &ActionStatus| a.name == "applicationHalt" && a.state != ActionState::Done;
+            let now = Instant::now();
+            memory.application = status.actions.iter().any(unanswered).then_some(Retry { at: now, attempts: 0 });
+        }
         let observed = self.observe(&current, &status, &system, memory).await;
         let effects = decide::effects(&halt.spec, &policy, &observed.facts);
         status.venues = observed.venues;
@@ -214,7 +221,9 @@ impl HaltReconciler {
         }
         let begun = Instant::now();
         let first_cancel = repeatable.iter().any(act::cancels).then(Timestamp::now);
-        commit::note_begun(memory, &repeatable, begun);
+        // A Job that goes on was begun before.
+        let new: Vec<_> = repeatable.iter().filter(|e| !act::running(&status, e)).cloned().collect();
+        commit::note_begun(memory, &new, begun);
         commit::note_begun(memory, &once, begun);
         let system = system.as_ref().ok();
         let (done_once, done) = tokio::join!(

@@ -96,8 +96,11 @@ const SYNC_TRIES: i64 = 3;
 #[async_trait]
 impl Step for SyncPositions {
     fn definition(&self) -> Definition {
-        let call = self.0.plan.sync_positions.as_ref().map_or(DEADLINE, actions::time_for);
-        Definition { call, look: DEADLINE * 3, ..gate(&self.0, step::SYNC_POSITIONS) }
+        let sync = self.0.plan.sync_positions.as_ref();
+        let call = sync.map_or(DEADLINE, actions::time_for);
+        // There is nothing to look at but a Job and its Pods.
+        let look = if sync.is_some_and(|s| s.job.is_some()) { DEADLINE * 3 } else { Duration::from_secs(1) };
+        Definition { call, look, ..gate(&self.0, step::SYNC_POSITIONS) }
     }
 
     async fn observe(&self, entry: &StepStatus) -> Observation {

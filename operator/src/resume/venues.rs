@@ -35,7 +35,7 @@ impl Step for ApplicationResume {
     fn definition(&self) -> Definition {
         let request = self.0.plan.application_resume.clone();
         let call = actions::time_for(&Action { http: request, job: None });
-        Definition { call, ..Definition::new(step::APPLICATION_RESUME) }
+        Definition { call, look: Duration::from_secs(1), ..Definition::new(step::APPLICATION_RESUME) }
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
