@@ -22,10 +22,11 @@ title() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 tell() { printf '%s\n' "$*"; }
 indent() { sed 's/^/    /'; }
 
-# Shows a command, runs it and shows its output.
+# Shows a command, runs it and shows its output. (Helm says of every file of a chart
+# that is a link that it is one.)
 run() {
   printf '%s$ %s%s\n' "$bold" "$*" "$plain"
-  "$@" 2>&1 | indent
+  "$@" 2>&1 | sed '/found symbolic link in path/d' | indent
 }
 
 show_file() {
@@ -164,20 +165,21 @@ cluster_and_images() {
 install() {
   title "Standfast is installed with Helm"
   run helm upgrade --install standfast-crds charts/standfast-crds --namespace standfast-system --create-namespace --hide-notes
-  run helm upgrade --install standfast charts/standfast --namespace standfast-system --hide-notes --wait --timeout 3m
+  run helm upgrade --install standfast charts/standfast --namespace standfast-system --hide-notes --wait --timeout 5m
+  run kubectl --namespace standfast-system rollout status deployment/standfast --timeout=5m
   run kubectl --namespace standfast-system get pods
 }
 
 trade() {
   title "A trading system: a paper venue, a bot that trades on it, and a TradingSystem that describes them"
   run kubectl apply -f examples/demo/namespace.yaml -f examples/demo/workloads.yaml -f examples/demo/system.yaml
-  run kubectl --namespace "$namespace" wait deployment --all --for=condition=Available --timeout=3m
-  wait_until 90 "the bot holds positions and has resting orders" trades 6 3
+  run kubectl --namespace "$namespace" wait deployment --all --for=condition=Available --timeout=5m
+  wait_until 180 "the bot holds positions and has resting orders" trades 6 3
   tell "The bot trades. The venue says: $(holdings). The bot says:"
   bot | indent
   tell
   tell "Would an emergency halt work now?"
-  run kubectl --namespace "$namespace" wait tradingsystem/demo --for=condition=Prepared --timeout=2m
+  run kubectl --namespace "$namespace" wait tradingsystem/demo --for=condition=Prepared --timeout=3m
   run kubectl --namespace "$namespace" get tradingsystem demo
 }
 
@@ -234,8 +236,6 @@ halt_row() { # WHAT FIELD
 
 step_rows() { # of the resume, in the order in which they ended
   local name state at
-  value tradingresume/go-on \
-    '.status.steps[*]' >/dev/null
   kubectl --namespace "$namespace" get tradingresume go-on --output \
     'jsonpath={range .status.steps[*]}{.name} {.state} {.finishedAt}{"\n"}{end}' |
     while read -r name state at; do
