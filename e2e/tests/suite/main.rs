@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod halt;
+mod kind;
 mod plane;
 mod sweep;
 mod venue;

@@ -112,6 +112,20 @@ pub enum Acted {
     Unknown(String),
 }
 
+impl Acted {
+    /// One word for logs.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "Done",
+            Self::NotNeeded(_) => "NotNeeded",
+            Self::Started { .. } => "Started",
+            Self::Again(_) => "Again",
+            Self::Failed(_) => "Failed",
+            Self::Unknown(_) => "Unknown",
+        }
+    }
+}
+
 /// One step of a procedure. It brings what it needs to observe and to act.
 #[async_trait]
 pub trait Step: Send + Sync {
