@@ -21,15 +21,21 @@ use tokio::task::JoinHandle;
 pub struct Node {
     task: JoinHandle<()>,
     stubborn: Arc<AtomicBool>,
+    idle: Arc<AtomicBool>,
 }
 
 impl Node {
     /// Runs the pods of `namespace`.
     pub fn start(client: Client, namespace: &str) -> Self {
-        let stubborn = Arc::new(AtomicBool::new(false));
+        let (stubborn, idle) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let pods: Api<Pod> = Api::namespaced(client, namespace);
-        let task = tokio::spawn(run(pods, Arc::clone(&stubborn)));
-        Self { task, stubborn }
+        let task = tokio::spawn(run(pods, Arc::clone(&stubborn), Arc::clone(&idle)));
+        Self { task, stubborn, idle }
+    }
+
+    /// Whether new pods are left waiting, as on a node without room.
+    pub fn set_idle(&self, idle: bool) {
+        self.idle.store(idle, Ordering::SeqCst);
     }
 
     /// Whether pods go on although they were deleted, as on a node that cannot be reached.
@@ -44,7 +50,7 @@ impl Drop for Node {
     }
 }
 
-async fn run(pods: Api<Pod>, stubborn: Arc<AtomicBool>) {
+async fn run(pods: Api<Pod>, stubborn: Arc<AtomicBool>, idle: Arc<AtomicBool>) {
     loop {
         // A namespace that is gone has no pods; a server that is down has none to tell of.
         let list = pods.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default();
@@ -56,6 +62,8 @@ async fn run(pods: Api<Pod>, stubborn: Arc<AtomicBool>) {
                 if !stubborn.load(Ordering::SeqCst) {
                     let _ = pods.delete(&name, &DeleteParams::default().grace_period(0)).await;
                 }
+            } else if idle.load(Ordering::SeqCst) {
+                continue;
             } else if !bound {
                 let target = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
                     "target": {"kind": "Node", "name": "pretended"}});
