@@ -2,5 +2,6 @@
 
 pub mod controlplane;
 pub mod node;
+pub mod postgres;
 pub mod venue;
 pub mod world;

@@ -3,6 +3,11 @@
 // clippy.toml exempts test functions only; here the helpers around them are tests too.
 #![allow(clippy::unwrap_used)]
 
+mod examples;
+mod guardrails;
 mod halt;
+mod input;
 mod plane;
+mod resume;
+mod system;
 mod venue;
