@@ -59,9 +59,10 @@ fn s1_29_a_halt_and_a_resume_with_real_pods() {
     site.resume("go-on", "stop-now");
     until("the resume waits for its checks", || {
         let resume = site.get("tradingresume/go-on");
-        (resume["status"]["phase"] == "Checking" && condition(&resume, "Completed")["message"].to_string().contains("venue-clock"))
-            .then_some(())
-            .ok_or_else(|| resume["status"].to_string())
+        (resume["status"]["phase"] == "Checking"
+            && condition(&resume, "Completed")["message"].to_string().contains("venue-clock"))
+        .then_some(())
+        .ok_or_else(|| resume["status"].to_string())
     });
     assert_eq!(condition(&site.get("tradinghalt/stop-now"), "Halted")["status"], "True");
     site.assert_latched("stop-now");
@@ -228,8 +229,9 @@ fn the_operator_is_restricted() {
         let name = pod["metadata"]["name"].as_str().unwrap();
         let container = &pod["spec"]["containers"][0]["securityContext"];
         assert_eq!(container["readOnlyRootFilesystem"], true, "{name}");
-        let inside =
-            |command: &[&str]| cluster::try_run("kubectl", &[&["-n", OPERATOR_NAMESPACE, "exec", name, "--"], command].concat(), None);
+        let inside = |command: &[&str]| {
+            cluster::try_run("kubectl", &[&["-n", OPERATOR_NAMESPACE, "exec", name, "--"], command].concat(), None)
+        };
         assert_eq!(inside(&["id", "-u"]).unwrap().trim(), "65532");
         for file in ["/here", "/tmp/here", "/usr/local/bin/standfast"] {
             let answer = refused(&inside(&["touch", file]));

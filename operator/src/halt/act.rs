@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 use standfast_crds::v1alpha1::{
-    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, TradingHalt, TradingHaltStatus,
+    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, StateRead, TradingHalt, TradingHaltStatus,
     TradingSystem, Venue, shorten,
 };
 
@@ -28,6 +28,9 @@ const PARALLEL: usize = 128;
 /// Time that an effect may take at most, whatever its request allows: leadership must be valid for longer, so that two
 /// leaders never act at the same time.
 pub const EFFECT_DEADLINE: Duration = Duration::from_secs(4);
+
+/// Time that a bot has for saying whether it is halted.
+const OWN_WORD: Duration = Duration::from_secs(1);
 
 /// What came back of one effect.
 pub struct Done {
@@ -192,13 +195,12 @@ impl HaltReconciler {
             Effect::Stop(key, size) => self.stop(key, *size).await,
             Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
             Effect::ApplicationHalt => {
-                self.send(
-                    &namespace,
-                    system.and_then(|s| s.spec.application_halt.as_ref()).map(|a| &a.request),
-                    None,
-                    prepared,
-                )
-                .await
+                let own = system.and_then(|s| s.spec.application_halt.as_ref());
+                let sent = self.send(&namespace, own.map(|a| &a.request), None, prepared).await;
+                match own.and_then(|a| a.status.as_ref()) {
+                    Some(read) if sent.state == ActionState::Done => self.own_word(&namespace, read, sent).await,
+                    _ => sent,
+                }
             }
             Effect::CancelAll(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.cancel_orders.get(*n)));
@@ -260,6 +262,16 @@ impl HaltReconciler {
             }
             Err(error) => failed(error.to_string()),
         }
+    }
+
+    /// Adds what the bot says of itself. It has a moment for that: its pod is about to go away. Never evidence.
+    async fn own_word(&self, namespace: &str, read: &StateRead, sent: Outcome) -> Outcome {
+        let word = match tokio::time::timeout(OWN_WORD, self.caller.read_state(namespace, read)).await {
+            Ok(Ok(true)) => "the bot says that it is halted",
+            Ok(Ok(false)) => "the bot says that it is not halted",
+            Ok(Err(_)) | Err(_) => "the bot does not say whether it is halted",
+        };
+        Outcome { message: format!("{}; {word}", sent.message), ..sent }
     }
 
     /// Orders that guard no position, found and cancelled one by one.

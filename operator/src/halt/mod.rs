@@ -31,7 +31,7 @@ use kube::{
 };
 use standfast_crds::v1alpha1::{
     ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
-    TradingSystem, VenueStatus,
+    TradingSystem, VenueStatus, halt_conditions as c, set_condition,
 };
 use tokio::time::Instant;
 
@@ -178,7 +178,14 @@ impl HaltReconciler {
         let mut current = halt.clone();
         let mut status = old.clone();
         if self.grow(halt, &mut status, system.as_ref().ok()) {
-            // What is latched from now on is in the status before it is touched.
+            // What is latched from now on is in the status before it is touched, and nothing is proven of it.
+            let (now, generation) = (Timestamp::now(), halt.metadata.generation);
+            for type_ in [c::WORKLOADS_STOPPED, c::HALTED] {
+                let message = "the TradingSystem names more than before: that is being halted too";
+                set_condition(&mut status.conditions, now, generation, (type_, "Unknown", "Fencing"), message);
+            }
+            status.phase = HaltPhase::Fencing;
+            record::kstatus(&mut status, generation, now);
             match self.settle(self.write(halt, status.clone()).await)? {
                 Some(written) => current = written,
                 None => return Ok(Action::requeue(self.pace)),
