@@ -79,6 +79,7 @@ crds-check:
 .PHONY: bench
 bench: ## Measure, and print the table of docs/benchmarks.md
 	@STANDFAST_CONTROLPLANE=$$(dirname "$$($(tools) controlplane)"); export STANDFAST_CONTROLPLANE; \
+	cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench; \
 	cargo run --release --locked -p standfast-e2e --bin bench
 
 .PHONY: images

@@ -177,7 +177,7 @@ pub struct TradingHaltStatus {
     pub venues: Vec<VenueStatus>,
     /// What was done, with results. An intent is here before its effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128))]
+    #[schemars(length(max = 512))]
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
     pub actions: Vec<ActionStatus>,
     /// Open orders that should not be, at all venues; absent when not known.

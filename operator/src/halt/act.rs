@@ -10,8 +10,8 @@ use kube::{
 };
 use serde_json::json;
 use standfast_crds::v1alpha1::{
-    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, StateRead, TradingHalt, TradingHaltStatus,
-    TradingSystem, Venue, shorten,
+    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, LatchedWorkload, StateRead, TradingHalt,
+    TradingHaltStatus, TradingSystem, Venue, shorten,
 };
 
 use super::{HaltReconciler, decide::Effect, latch};
@@ -42,6 +42,8 @@ pub struct Done {
     pub outcome: Outcome,
     /// The Job that goes on with it.
     pub job: Option<String>,
+    /// A workload that was not as it was expected to be: its size, read live.
+    pub found: Option<(Key, Size)>,
 }
 
 /// Requests that were made ready before they are needed: secrets read, placeholders filled.
@@ -163,14 +165,20 @@ impl HaltReconciler {
             let prepared = ready.remove(&name(&effect));
             async move {
                 let (name, begun) = (name(&effect), Timestamp::now());
+                let mut found = None;
                 let (outcome, job) = match self.leadership.check(EFFECT_DEADLINE) {
-                    Ok(()) => match system.and_then(|s| job_of(s, &effect)) {
-                        Some(action) => self.job_action(halt, status, &name, action).await,
-                        None => (self.effect(halt, status, system, effect, prepared).await, None),
+                    Ok(()) => match (&effect, system.and_then(|s| job_of(s, &effect))) {
+                        (_, Some(action)) => self.job_action(halt, status, &name, action).await,
+                        (Effect::Stop(key, size), None) => {
+                            let (outcome, live) = self.stop(key, *size).await;
+                            found = live.map(|live| (key.clone(), live));
+                            (outcome, None)
+                        }
+                        _ => (self.effect(halt, status, system, effect, prepared).await, None),
                     },
                     Err(lost) => (failed(format!("not begun: {lost}")), None),
                 };
-                Done { name, begun, outcome, job }
+                Done { name, begun, outcome, job, found }
             }
         });
         let work: Vec<_> = work.collect();
@@ -192,7 +200,7 @@ impl HaltReconciler {
                 let written = self.latches.write(&namespace, &latch::name(&halt.name_any()), data).await;
                 written.map_or_else(|e| failed(e.to_string()), |()| done("written"))
             }
-            Effect::Stop(key, size) => self.stop(key, *size).await,
+            Effect::Stop(key, size) => self.stop(key, *size).await.0,
             Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
             Effect::ApplicationHalt => {
                 let own = system.and_then(|s| s.spec.application_halt.as_ref());
@@ -300,23 +308,38 @@ impl HaltReconciler {
         bad.unwrap_or_else(|| done(&format!("{sent} orders were asked to be cancelled")))
     }
 
-    /// Stops a workload. Its size may have changed since it was seen: then the live one is taken.
-    async fn stop(&self, key: &Key, mut from: Size) -> Outcome {
-        for _ in 0..5 {
-            match self.scaler.stop(key, from).await {
-                Ok(()) => return done("stopped"),
-                Err(ScaleError::NotFound(_)) => return done("there is no such workload"),
-                Err(ScaleError::Moved(_)) => match self.scaler.read(key).await {
-                    Ok((size, _)) if size == Size::stopped(key.kind) => return done("stopped already"),
-                    Ok((size, _)) => from = size,
-                    Err(ScaleError::NotFound(_)) => return done("there is no such workload"),
-                    Err(error) => return failed(error.to_string()),
-                },
-                Err(error @ ScaleError::Failed(..)) => return unknown(error.to_string()),
-                Err(error) => return failed(error.to_string()),
-            }
+    /// Stops a workload that is still of the size `from`. If it is not, its live size is told and nothing is done: what
+    /// it goes back to is recorded first, and the next look stops it.
+    async fn stop(&self, key: &Key, from: Size) -> (Outcome, Option<Size>) {
+        match self.scaler.stop(key, from).await {
+            Ok(()) => (done("stopped"), None),
+            Err(ScaleError::NotFound(_)) => (done("there is no such workload"), None),
+            Err(ScaleError::Moved(_)) => match self.scaler.read(key).await {
+                Ok((size, _)) if size == Size::stopped(key.kind) => (done("stopped already"), None),
+                Ok((size, _)) => {
+                    (failed(format!("{key} had another size than was seen; it is stopped next")), Some(size))
+                }
+                Err(ScaleError::NotFound(_)) => (done("there is no such workload"), None),
+                Err(error) => (failed(error.to_string()), None),
+            },
+            Err(error @ ScaleError::Failed(..)) => (unknown(error.to_string()), None),
+            Err(error) => (failed(error.to_string()), None),
         }
-        failed(format!("{key} changes faster than it can be stopped; it is tried again"))
+    }
+
+    /// Sizes, read live, of workloads that the cache said were stopped and that are not.
+    pub(super) async fn hidden(&self, namespace: &str, workloads: &[LatchedWorkload]) -> Vec<(Key, Size)> {
+        let keys = workloads
+            .iter()
+            .filter(|w| w.inherited_from.is_none() && (w.replicas == Some(0) || w.suspended == Some(true)))
+            .map(|w| Key { namespace: namespace.into(), kind: w.kind, name: w.name.clone() });
+        let reads: Vec<_> = keys
+            .map(|key| async move {
+                let (size, _) = self.scaler.read(&key).await.ok()?;
+                (size != Size::stopped(key.kind)).then_some((key, size))
+            })
+            .collect();
+        stream::iter(reads).buffer_unordered(16).filter_map(std::future::ready).collect().await
     }
 
     async fn suspend_job(&self, namespace: &str, name: &str) -> Outcome {

@@ -23,7 +23,7 @@ use super::{
 use crate::{client, controller::Failure};
 
 /// The most workloads that one halt can hold.
-const WORKLOAD_LIMIT: usize = 1000;
+pub(super) const WORKLOAD_LIMIT: usize = 1000;
 
 impl HaltReconciler {
     /// The TradingSystem of a halt: from the cache, or live if the cache does not have it yet.
@@ -61,7 +61,7 @@ impl HaltReconciler {
         views.truncate(WORKLOAD_LIMIT);
         let halts = self.halts.read_namespace(&namespace);
         let resumes = self.resumes.read_namespace(&namespace);
-        let workloads = baseline::records(&views, &uid, &self.registry, &halts, &resumes);
+        let workloads = baseline::records(&views, halt, &self.registry, &halts, &resumes);
 
         let venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
         let active = self.active(&namespace, &workloads);
@@ -130,16 +130,27 @@ impl HaltReconciler {
 
         let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);
         let reads = join_all(system.spec.venues.iter().map(|v| self.read_before(&namespace, &committed, v)));
-        let (results, before) = tokio::join!(self.act(&committed, &status, Some(&system), effects, ready), reads);
+        let (results, before, hidden) = tokio::join!(
+            self.act(&committed, &status, Some(&system), effects, ready),
+            reads,
+            self.hidden(&namespace, &status.workloads)
+        );
         let mut status = status;
+        let found: Vec<_> = results.iter().filter_map(|r| r.found.clone()).chain(hidden).collect();
+        memory.stopping.extend(found.iter().map(|(key, _)| key.clone()));
+        let corrected = baseline::correct(&mut status.workloads, &found);
         for (venue, (orders, positions)) in status.venues.iter_mut().zip(before) {
             (venue.orders_before, venue.positions_before) = (orders, positions);
         }
         act::note(&mut status, &results, true);
         self.note_wave(&mut memory, &mut status, &results, first_cancel, started);
         self.keep(&uid, memory);
-        self.settle(self.write(&committed, status).await)?;
-        Ok(Action::requeue(self.pace))
+        let written = self.settle(self.write(&committed, status).await)?;
+        if let (true, Some(written)) = (corrected, &written) {
+            let workloads = written.status.as_ref().map(|s| s.workloads.as_slice()).unwrap_or_default();
+            self.registry.commit(&uid, &halt.name_any(), &namespace, workloads);
+        }
+        Ok(Action::requeue(if corrected { std::time::Duration::ZERO } else { self.pace }))
     }
 
     /// Takes note of what a wave achieved.

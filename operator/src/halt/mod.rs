@@ -88,6 +88,8 @@ pub struct HaltReconciler {
 
 /// Wait between looks while something is still moving, at most.
 const PACE: Duration = Duration::from_millis(500);
+/// The shortest wait between looks, whatever the policy says.
+const SHORTEST: Duration = Duration::from_millis(50);
 /// After this long, a halt that cannot be proven is looked at less often.
 const IMPATIENCE: Duration = Duration::from_secs(120);
 
@@ -237,6 +239,15 @@ impl HaltReconciler {
             self.act(&current, &status, system, once, HashMap::new()),
             self.act(&current, &status, system, repeatable, HashMap::new())
         );
+        let found = done.iter().filter_map(|r| r.found.clone()).filter(|(key, _)| memory.stopping.contains(key));
+        if baseline::correct(&mut status.workloads, &found.collect::<Vec<_>>()) {
+            self.registry.commit(
+                &halt.uid().unwrap_or_default(),
+                &halt.name_any(),
+                &halt.namespace().unwrap_or_default(),
+                &status.workloads,
+            );
+        }
         act::note(&mut status, &done_once, true);
         act::note(&mut status, &done, false);
         self.note_wave(memory, &mut status, &done, first_cancel, memory.started);
@@ -263,10 +274,9 @@ impl HaltReconciler {
         let (views, _) = self.workloads.trading(&namespace, &system.spec.workloads);
         let known = |w: &LatchedWorkload| status.workloads.iter().any(|k| k.kind == w.kind && k.name == w.name);
         let (halts, resumes) = (self.halts.read_namespace(&namespace), self.resumes.read_namespace(&namespace));
-        let uid = halt.uid().unwrap_or_default();
-        let mut new = baseline::records(&views, &uid, &self.registry, &halts, &resumes);
+        let mut new = baseline::records(&views, halt, &self.registry, &halts, &resumes);
         new.retain(|w| !known(w));
-        new.truncate(1000_usize.saturating_sub(status.workloads.len()));
+        new.truncate(commit::WORKLOAD_LIMIT.saturating_sub(status.workloads.len()));
         let venues: Vec<_> =
             system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name)).collect();
         let grew = !new.is_empty() || !venues.is_empty();
@@ -302,12 +312,13 @@ fn decide_intent(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp
 }
 
 fn wait(phase: HaltPhase, memory: &Memory, policy: &standfast_crds::v1alpha1::HaltPolicy, pace: Duration) -> Duration {
-    match phase {
+    let wanted = match phase {
         HaltPhase::Halted => policy.reverify_interval.get(),
         HaltPhase::Unverified if memory.started.elapsed() > IMPATIENCE => policy.reverify_interval.get(),
         _ if memory.stopped_since.is_some() => policy.verify_interval.get(),
         _ => policy.verify_interval.get().min(pace),
-    }
+    };
+    wanted.max(SHORTEST)
 }
 
 #[async_trait]
@@ -331,7 +342,11 @@ impl Reconcile for HaltReconciler {
             return self.release(&halt, None).await;
         }
         if let Some(resume) = self.release_asked(&halt) {
-            return self.release(&halt, Some(&resume)).await;
+            if self.may_release(&halt, &resume).await? {
+                return self.release(&halt, Some(&resume)).await;
+            }
+            // Refused: the halt holds, and is looked at like any other.
+            return self.look(&self.newest(&halt)).await;
         }
         self.look(&halt).await
     }

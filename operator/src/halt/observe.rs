@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::{
     HaltReconciler, act,
+    commit::WORKLOAD_LIMIT,
     decide::{ActiveWorkload, Facts, Known, LatchFact, Offers, Orders, Pods, Positions, VenueFacts},
     jobs::JobReads,
     latch,
@@ -160,7 +161,13 @@ impl HaltReconciler {
             status.workloads.iter().any(|w| w.kind == entry.kind && entry.name.as_ref().is_none_or(|n| *n == w.name))
         };
         let entries = system.spec.workloads.iter().filter(|entry| !latched(entry));
-        entries.flat_map(|entry| self.workloads.trading(namespace, std::slice::from_ref(entry)).1).collect()
+        let missing = entries.flat_map(|entry| self.workloads.trading(namespace, std::slice::from_ref(entry)).1);
+        let (all, _) = self.workloads.trading(namespace, &system.spec.workloads);
+        let left = all.len().saturating_sub(WORKLOAD_LIMIT);
+        let too_many = (left > 0).then(|| {
+            format!("{left} trading workloads are not latched: a halt holds at most {WORKLOAD_LIMIT}; split the TradingSystem")
+        });
+        missing.chain(too_many).collect()
     }
 
     /// Workloads of the halt that are not stopped, as the cache sees them.
