@@ -126,6 +126,7 @@ impl HaltReconciler {
         let started = Instant::now();
         let mut memory = Memory::new(started);
         note_begun(&mut memory, &effects, started);
+        memory.stopping.extend(self.active(&namespace, &status.workloads).into_iter().map(|w| w.key));
 
         let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);
         let reads = join_all(system.spec.venues.iter().map(|v| self.read_before(&namespace, &committed, v)));

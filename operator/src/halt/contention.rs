@@ -47,7 +47,7 @@ impl HaltReconciler {
         now: Timestamp,
     ) {
         let generation = halt.metadata.generation;
-        let raised = facts.active.first().filter(|_| status.times.scaled_at.is_some());
+        let raised = memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some());
         let recent = memory.contended.is_some_and(|at| at.elapsed() < SHOWN);
         match raised {
             Some(workload) => {
