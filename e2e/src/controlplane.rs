@@ -21,6 +21,7 @@ use kube::{
 };
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
+use tokio::io::AsyncWriteExt;
 
 /// How long a component may take to start. A loaded machine is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -115,6 +116,23 @@ impl ControlPlane {
         let mut command = Command::new(self.programs.join("kubectl"));
         command.env("KUBECONFIG", self.kubeconfig()).stdin(Stdio::null());
         command
+    }
+
+    /// Runs `kubectl` with `input` as its standard input. Tells whether it succeeded, and what it said.
+    pub async fn run_kubectl(&self, args: &[&str], input: &str) -> Result<(bool, String)> {
+        let mut command = tokio::process::Command::from(self.kubectl());
+        command.arg("--cache-dir").arg(self.folder.join("kubectl-cache")).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().context("starting kubectl")?;
+        let mut stdin = child.stdin.take().context("no standard input")?;
+        let feed = async move {
+            // One that ends early has said why.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        };
+        let (output, ()) = tokio::join!(child.wait_with_output(), feed);
+        let output = output?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).trim().to_owned()))
     }
 
     /// The configuration of a client for its administrator.

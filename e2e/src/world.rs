@@ -2,7 +2,6 @@
 //! be cut off at any moment.
 
 use std::{
-    process::Stdio,
     sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
 };
@@ -39,7 +38,7 @@ use standfast_operator::{
 use crate::{controlplane::ControlPlane, node::Node, venue::PaperVenue};
 
 /// The longest that a test waits for anything. Machines are slow and shared.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The key of the bot's account at the venue.
 pub const KEY: &str = "PK-WORLD";
 /// Its secret.
@@ -132,19 +131,7 @@ impl World {
 
     /// Runs `kubectl` in the namespace with `input` as its standard input. Tells whether it succeeded, and what it said.
     pub async fn kubectl(&self, args: &[&str], input: &str) -> Result<(bool, String)> {
-        let mut command = tokio::process::Command::from(self.plane.kubectl());
-        command.args(["--namespace", &self.namespace, "--cache-dir"]).arg(self.plane.folder().join("kubectl-cache"));
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().context("starting kubectl")?;
-        let mut stdin = child.stdin.take().context("no standard input")?;
-        let fed = async {
-            let _ = tokio::io::AsyncWriteExt::write_all(&mut stdin, input.as_bytes()).await;
-            drop(stdin);
-        };
-        let (output, ()) = tokio::join!(child.wait_with_output(), fed);
-        let output = output?;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.success(), String::from_utf8_lossy(&said).trim().to_owned()))
+        self.plane.run_kubectl(&[&["--namespace", &self.namespace], args].concat(), input).await
     }
 
     /// A bot with pods that run.

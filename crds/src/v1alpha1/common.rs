@@ -88,7 +88,10 @@ impl JsonSchema for Duration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "maxLength": 32, "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"})
+        // A rule and not a pattern, so that people read what to write instead.
+        let rule = r"self.matches('^([0-9]+(\\.[0-9]+)?(ms|s|m|h))+$')";
+        let message = "a duration is written as 500ms, 90s, 15m or 1h30m";
+        json_schema!({"type": "string", "maxLength": 32, "x-kubernetes-validations": [{"rule": rule, "message": message}]})
     }
 }
 

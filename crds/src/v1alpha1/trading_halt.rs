@@ -39,7 +39,8 @@ pub struct TradingHaltSpec {
     /// The TradingSystem to halt.
     pub system_ref: LocalReference,
     /// Why; one line. It is what people read later, and what they are told when the latch refuses something.
-    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^\r\n]+$"))]
+    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = (r"!self.contains('\n') && !self.contains('\r')", "the reason is one line, because people read it where the latch refuses something"))]
     pub reason: String,
     /// Who asks for it. If given, it must be the user who creates the object.
     #[schemars(length(min = 1, max = 256))]

@@ -122,7 +122,10 @@ async fn held(world: &World) -> Result<String> {
         .await?;
     world.create::<ConfigMap>(latch("standfast-latch-stale")).await?;
     // Policies learn of their parameters a moment later.
-    world.until("the latch works", async || Ok(world.scale("bot", 1, "x").await.err())).await?;
+    let raise = Patch::Merge(json!({"spec": {"replicas": 1}}));
+    let params = PatchParams { dry_run: true, ..PatchParams::default() };
+    let refused = async || Ok(world.api::<Deployment>().patch("bot", &params, &raise).await.err());
+    world.until("the latch works", refused).await?;
     Ok(set.name_any())
 }
 

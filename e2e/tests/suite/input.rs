@@ -54,18 +54,38 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
         (
             "no trading workloads",
             system(&world, "bad", json!({"workloads": [{"kind": "Deployment", "name": "bot", "role": "Supporting"}]})),
-            "?",
+            "The TradingSystem \"bad\" is invalid: spec: Invalid value: workloads needs at least one entry with role: Trading, which is what a halt stops",
         ),
-        ("an action with two transports", system(&world, "bad", venue(&world, "/cancelOrders/0/job", job)), "?"),
-        ("an action without a transport", system(&world, "bad", venue(&world, "/cancelOrders", json!([{}]))), "?"),
+        (
+            "an action with two transports",
+            system(&world, "bad", venue(&world, "/cancelOrders/0/job", job)),
+            "The TradingSystem \"bad\" is invalid: spec.venues[0].cancelOrders[0]: Invalid value: an action has exactly one transport: give either http or job",
+        ),
+        (
+            "an action without a transport",
+            system(&world, "bad", venue(&world, "/cancelOrders", json!([{}]))),
+            "The TradingSystem \"bad\" is invalid: spec.venues[0].cancelOrders[0]: Invalid value: an action has exactly one transport: give either http or job",
+        ),
         (
             "a url without a scheme",
             system(&world, "bad", venue(&world, "/cancelOrders/0/http/url", "broker.example/v2/orders".into())),
-            "?",
+            "The TradingSystem \"bad\" is invalid: spec.venues[0].cancelOrders[0].http: Invalid value: url must start with https:// or http://, for example https://paper-api.alpaca.markets/v2/orders",
         ),
-        ("a duration in words", system(&world, "bad", json!({"haltPolicy": {"closeDeadline": "5 minutes"}})), "?"),
-        ("an unknown field", system(&world, "bad", json!({"workload": []})), "?"),
-        ("an unknown field of a halt", halt("bad", json!({"order": {"cancel": "All"}})), "?"),
+        (
+            "a duration in words",
+            system(&world, "bad", json!({"haltPolicy": {"closeDeadline": "5 minutes"}})),
+            "The TradingSystem \"bad\" is invalid: spec.haltPolicy.closeDeadline: Invalid value: \"5 minutes\": a duration is written as 500ms, 90s, 15m or 1h30m",
+        ),
+        (
+            "an unknown field",
+            system(&world, "bad", json!({"workload": []})),
+            "Error from server (BadRequest): error when creating \"STDIN\": TradingSystem in version \"v1alpha1\" cannot be handled as a TradingSystem: strict decoding error: unknown field \"spec.workload\"",
+        ),
+        (
+            "an unknown field of a halt",
+            halt("bad", json!({"order": {"cancel": "All"}})),
+            "Error from server (BadRequest): error when creating \"STDIN\": TradingHalt in version \"v1alpha1\" cannot be handled as a TradingHalt: strict decoding error: unknown field \"spec.order\"",
+        ),
         (
             "a workload with name and labels",
             system(
@@ -73,12 +93,28 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
                 "bad",
                 json!({"workloads": [{"kind": "Deployment", "name": "bot", "matchLabels": {"a": "b"}, "role": "Trading"}]}),
             ),
-            "?",
+            "The TradingSystem \"bad\" is invalid: spec.workloads[0]: Invalid value: name one workload with name, or several with matchLabels",
         ),
-        ("a reason with a line break", halt("bad", json!({"reason": "prices\nare stale"})), "?"),
-        ("no reason", halt("bad", json!({"reason": ""})), "?"),
-        ("in the name of somebody else", halt("bad", json!({"requestedBy": "somebody"})), "?"),
-        ("an action that does not exist", halt("bad", json!({"positions": {"action": "Close"}})), "?"),
+        (
+            "a reason with a line break",
+            halt("bad", json!({"reason": "prices\nare stale"})),
+            "The TradingHalt \"bad\" is invalid: spec.reason: Invalid value: \"prices\\nare stale\": the reason is one line, because people read it where the latch refuses something",
+        ),
+        (
+            "no reason",
+            halt("bad", json!({"reason": ""})),
+            "The TradingHalt \"bad\" is invalid: spec.reason: Invalid value: \"\": spec.reason in body should be at least 1 chars long",
+        ),
+        (
+            "in the name of somebody else",
+            halt("bad", json!({"requestedBy": "somebody"})),
+            "Error from server (Forbidden): error when creating \"STDIN\": tradinghalts.standfast.dev \"bad\" is forbidden: ValidatingAdmissionPolicy 'standfast-requester' with binding 'standfast-requester' denied request: spec.requestedBy must be the user who creates the object: admin",
+        ),
+        (
+            "an action that does not exist",
+            halt("bad", json!({"positions": {"action": "Close"}})),
+            "The TradingHalt \"bad\" is invalid: \n* spec.positions.action: Unsupported value: \"Close\": supported values: \"Keep\", \"CloseAll\"\n* <nil>: Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+        ),
     ];
     let mut wrong = vec![];
     for (what, object, expected) in cases {
@@ -107,11 +143,23 @@ async fn what_does_not_exist_is_told_in_the_status() -> Result<()> {
         (
             "no-match",
             json!({"workloads": [{"kind": "Deployment", "matchLabels": {"fleet": "x"}, "role": "Trading"}]}),
-            "?",
+            "no Deployment in namespace NAMESPACE has the labels fleet=x: there are bot",
         ),
-        ("no-secret", venue(&world, secret, json!({"name": "typo", "key": "key-id"})), "?"),
-        ("no-key", venue(&world, secret, json!({"name": "alpaca", "key": "typo"})), "?"),
-        ("reads", venue(&world, "/openOrders/0/http/url", reads.into()), "?"),
+        (
+            "no-secret",
+            venue(&world, secret, json!({"name": "typo", "key": "key-id"})),
+            "Secret NAMESPACE/typo does not exist: create it, or correct its name (spec.venues[alpaca].cancelOrders[0])",
+        ),
+        (
+            "no-key",
+            venue(&world, secret, json!({"name": "alpaca", "key": "typo"})),
+            "Secret NAMESPACE/alpaca has no key typo: add it, or correct the key (spec.venues[alpaca].cancelOrders[0])",
+        ),
+        (
+            "reads",
+            venue(&world, "/openOrders/0/http/url", reads.into()),
+            "Service NAMESPACE/bot-api leads to pods of Deployment bot, which a halt stops: call the venue itself, or a Supporting workload (spec.venues[alpaca].openOrders[0])",
+        ),
     ];
     let mut wrong = vec![];
     for (name, patch, expected) in systems {

@@ -1,5 +1,7 @@
 //! Resumes on a real API server, against the paper venue.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use k8s_openapi::{
     api::{
@@ -22,6 +24,7 @@ use standfast_e2e::{
     venue::{Action, Fault, NewOrder, Side, What},
     world::{KEY, Operator, World},
 };
+use tokio::sync::Notify;
 
 use crate::plane::{Alone, world};
 
@@ -151,21 +154,29 @@ async fn s1_33_a_failing_check_keeps_everything_halted_and_says_why() -> Result<
 
 #[tokio::test]
 async fn s1_33_a_check_that_fails_again_just_before_the_release_holds_it() -> Result<()> {
-    // The check passes once, for the step of the checks; the last look before the release sees it fail.
     let world = world("twice").await?;
     world.bot("bot", 1).await?;
-    world.system(&["bot"], json!({"checks": market_check(&world)})).await?;
+    // The sync comes between the checks and the last look at them, and takes as long as the test wants.
+    let (asked, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, waits) = (Arc::clone(&asked), Arc::clone(&go_on));
+    let sync = axum::routing::post(async move || {
+        told.notify_one();
+        waits.notified().await;
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/sync", listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().route("/sync", sync)).await });
+    let sync = json!({"http": {"method": "POST", "url": url, "timeout": "30s"}});
+    world.system(&["bot"], json!({"checks": market_check(&world), "syncPositions": sync})).await?;
     let _operator = world.operator().await?;
     world.halt("stale", json!({})).await?;
     world.halted("stale").await?;
-    let mut paused = json!({"haltRef": {"name": "stale"}, "requestedBy": "admin", "paused": true});
-    world.create::<TradingResume>(json!({"metadata": {"name": "go-on"}, "spec": paused})).await?;
-    saying(&world, "go-on", "paused").await?;
+    world.resume("go-on", "stale").await?;
+    asked.notified().await;
     world.venue.set_market_open(false);
-    paused["paused"] = false.into();
-    world.patch::<TradingResume>("go-on", json!({ "spec": paused })).await?;
-    let resume = saying(&world, "go-on", "check market is failing").await?;
-    assert_eq!(status(&resume).release_requested_at, None);
+    go_on.notify_one();
+    let resume = saying(&world, "go-on", "request-release: check market is failing").await?;
+    assert_eq!((status(&resume).phase, status(&resume).release_requested_at), (ResumePhase::Checking, None));
     assert_held(&world, "stale").await
 }
 
@@ -345,7 +356,8 @@ async fn a_resume_whose_deadline_passes_leaves_the_halt() -> Result<()> {
     let spec = json!({"haltRef": {"name": "stale"}, "requestedBy": "admin", "deadline": "1s"});
     world.create::<TradingResume>(json!({"metadata": {"name": "go-on"}, "spec": spec})).await?;
     let resume = world.resume_in("go-on", ResumePhase::Failed).await?;
-    assert!(message(&resume).starts_with("not released: checks: "), "{}", message(&resume));
+    let text = message(&resume);
+    assert!(text.starts_with("not released: ") && text.ends_with("the deadline has passed"), "{text}");
     world.venue.set_market_open(true);
     assert_held(&world, "stale").await
 }

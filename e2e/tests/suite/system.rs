@@ -78,7 +78,7 @@ async fn prepared_names_each_missing_thing_and_what_to_do() -> Result<()> {
             "no-workload",
             json!({"workloads": [{"kind": "Deployment", "name": "typo", "role": "Trading"}]}),
             "WorkloadNotFound",
-            format!("Deployment {namespace}/typo"),
+            format!("Deployment typo not found in namespace {namespace}: there are "),
         ),
         (
             "no-match",
@@ -114,7 +114,7 @@ async fn prepared_names_each_missing_thing_and_what_to_do() -> Result<()> {
             "no-answer",
             venue_with(&world, "/openOrders/0/http/url", format!("http://127.0.0.1:{closed}/v2/orders").into()),
             "EndpointUnreachable",
-            format!("127.0.0.1:{closed}"),
+            format!("no connection to 127.0.0.1 port {closed}"),
         ),
         ("no-venues", json!({"venues": []}), "NoVenues", "cancel no orders".into()),
         (

@@ -127,6 +127,7 @@ impl HaltReconciler {
         let mut memory = Memory::new(started);
         memory.looked = true;
         note_begun(&mut memory, &effects, started);
+        memory.stopping.extend(self.active(&namespace, &status.workloads).into_iter().map(|w| w.key));
 
         let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);
         let reads = join_all(system.spec.venues.iter().map(|v| self.read_before(&namespace, &committed, v)));

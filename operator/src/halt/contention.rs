@@ -17,11 +17,7 @@ use standfast_crds::v1alpha1::{
 use tokio::time::Instant;
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, decide::Facts, evidence, memory::Memory};
-use crate::{
-    client,
-    scale::{FIELD_MANAGER, Size},
-    workloads::Key,
-};
+use crate::{client, scale::FIELD_MANAGER, workloads::Key};
 
 /// How long a contention is shown after it last happened.
 const SHOWN: Duration = Duration::from_secs(600);
@@ -51,14 +47,7 @@ impl HaltReconciler {
         now: Timestamp,
     ) {
         let generation = halt.metadata.generation;
-        let raised = match facts.active.first().filter(|_| status.times.scaled_at.is_some()) {
-            // The cache may be behind our own change: only what is raised live was raised by somebody.
-            Some(workload) => match self.scaler.read(&workload.key).await {
-                Ok((size, _)) if size == Size::stopped(workload.key.kind) => None,
-                _ => Some(workload),
-            },
-            None => None,
-        };
+        let raised = memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some());
         let recent = memory.contended.is_some_and(|at| at.elapsed() < SHOWN);
         match raised {
             Some(workload) => {

@@ -1,14 +1,18 @@
 //! What the operator remembers of a halt between two looks. Losing it costs time, never safety: counts begin at zero.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    decide::{Known, LatchFact, Orders, Positions},
+    decide::{ActiveWorkload, Known, LatchFact, Orders, Positions},
     jobs::JobReads,
 };
+use crate::workloads::Key;
 
 /// What is remembered of one halt.
 pub struct Memory {
@@ -30,6 +34,8 @@ pub struct Memory {
     pub job_reads: JobReads,
     /// When somebody last undid a part of the halt.
     pub contended: Option<Instant>,
+    /// Workloads that were not seen to be stopped yet since they belong to the halt: that they run is nobody's doing.
+    pub stopping: HashSet<Key>,
 }
 
 /// When something is tried again.
@@ -71,7 +77,14 @@ impl Memory {
             closing_since: None,
             job_reads: JobReads::new(Timestamp::now().as_nanosecond()),
             contended: None,
+            stopping: HashSet::new(),
         }
+    }
+
+    /// The first of these workloads that was stopped before.
+    pub fn raised<'a>(&mut self, active: &'a [ActiveWorkload]) -> Option<&'a ActiveWorkload> {
+        self.stopping.retain(|key| active.iter().any(|w| w.key == *key));
+        active.iter().find(|w| !self.stopping.contains(&w.key))
     }
 
     /// Takes note that everything is stopped, or is not.
@@ -119,8 +132,10 @@ impl VenueMemory {
 
 #[cfg(test)]
 mod tests {
+    use standfast_crds::v1alpha1::WorkloadKind;
+
     use super::*;
-    use crate::calls::Item;
+    use crate::{calls::Item, scale::Size};
 
     fn positions(quantities: &[&str]) -> Known<Positions> {
         let items: Vec<_> = quantities
@@ -128,6 +143,20 @@ mod tests {
             .map(|q| Item { symbol: "AAPL".into(), quantity: (*q).into(), ..Item::default() })
             .collect();
         Ok(Positions { open: items.len(), items })
+    }
+
+    #[test]
+    fn a_workload_is_raised_only_after_it_was_stopped() {
+        let active = |name: &str| ActiveWorkload {
+            key: Key { namespace: "n".into(), kind: WorkloadKind::Deployment, name: name.into() },
+            size: Size::Replicas(1),
+        };
+        let (one, two) = (active("one"), active("two"));
+        let mut memory = Memory::new(Instant::now());
+        memory.stopping = HashSet::from([one.key.clone(), two.key.clone()]);
+        assert_eq!(memory.raised(&[one.clone(), two.clone()]), None);
+        assert_eq!(memory.raised(std::slice::from_ref(&two)), None);
+        assert_eq!(memory.raised(&[one.clone(), two]), Some(&one));
     }
 
     #[test]

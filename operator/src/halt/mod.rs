@@ -192,6 +192,9 @@ impl HaltReconciler {
                 Some(written) => current = written,
                 None => return Ok(Action::requeue(self.pace)),
             }
+            let namespace = halt.namespace().unwrap_or_default();
+            let new = status.workloads.iter().filter(|w| !old.workloads.contains(w)).cloned().collect::<Vec<_>>();
+            memory.stopping.extend(self.active(&namespace, &new).into_iter().map(|w| w.key));
             self.registry.commit(
                 &halt.uid().unwrap_or_default(),
                 &halt.name_any(),
