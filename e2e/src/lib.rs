@@ -3,5 +3,6 @@
 pub mod controlplane;
 pub mod faults;
 pub mod node;
+pub mod postgres;
 pub mod venue;
 pub mod world;

@@ -30,6 +30,7 @@ pub struct Node {
     task: JoinHandle<()>,
     stubborn: Arc<AtomicBool>,
     alive: Processes,
+    idle: Arc<AtomicBool>,
 }
 
 /// Names of the pods whose processes run.
@@ -38,10 +39,17 @@ type Processes = Arc<Mutex<BTreeSet<String>>>;
 impl Node {
     /// Runs the pods of `namespace`.
     pub fn start(client: Client, namespace: &str) -> Self {
-        let (stubborn, alive) = (Arc::new(AtomicBool::new(false)), Processes::default());
+        let (stubborn, idle) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let alive = Processes::default();
         let pods: Api<Pod> = Api::namespaced(client, namespace);
-        let kubelet = Kubelet { pods, stubborn: Arc::clone(&stubborn), alive: Arc::clone(&alive) };
-        Self { task: tokio::spawn(kubelet.run()), stubborn, alive }
+        let kubelet =
+            Kubelet { pods, stubborn: Arc::clone(&stubborn), idle: Arc::clone(&idle), alive: Arc::clone(&alive) };
+        Self { task: tokio::spawn(kubelet.run()), stubborn, idle, alive }
+    }
+
+    /// Whether new pods are left waiting, as on a node without room.
+    pub fn set_idle(&self, idle: bool) {
+        self.idle.store(idle, Ordering::SeqCst);
     }
 
     /// Whether pods go on although they were deleted, as on a node that cannot be reached.
@@ -70,6 +78,7 @@ impl Drop for Node {
 struct Kubelet {
     pods: Api<Pod>,
     stubborn: Arc<AtomicBool>,
+    idle: Arc<AtomicBool>,
     alive: Processes,
 }
 
@@ -117,6 +126,7 @@ impl Kubelet {
         let running = pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
         match pod.metadata.deletion_timestamp {
             Some(_) => (!self.stubborn.load(Ordering::SeqCst)).then_some(Need::End),
+            None if self.idle.load(Ordering::SeqCst) => None,
             None if !bound => Some(Need::Bind),
             None => (!running).then_some(Need::Start),
         }

@@ -2,6 +2,7 @@
 //! be cut off at any moment.
 
 use std::{
+    process::Stdio,
     sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
 };
@@ -10,13 +11,16 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Namespace, Pod, Secret},
+    rbac::v1::RoleBinding,
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{TradingHalt, TradingHaltStatus, TradingResume, TradingSystem};
+use standfast_crds::v1alpha1::{
+    HaltPhase, ResumePhase, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, TradingSystemStatus,
+};
 use standfast_operator::{
     app,
     args::Scope,
@@ -95,6 +99,52 @@ impl World {
         object["apiVersion"] = K::api_version(&()).into();
         object["kind"] = K::kind(&()).into();
         Ok(self.api::<K>().create(&PostParams::default(), &serde_json::from_value(object)?).await?)
+    }
+
+    /// Changes an object of its namespace by a merge patch.
+    pub async fn patch<K>(&self, name: &str, patch: Value) -> Result<K, kube::Error>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+    }
+
+    /// A client that acts as somebody else.
+    pub async fn client_as(&self, user: &str, groups: &[&str]) -> Result<Client> {
+        let mut config = self.plane.config().await?;
+        config.auth_info.impersonate = Some(user.into());
+        config.auth_info.impersonate_groups = Some(groups.iter().map(|g| (*g).into()).collect());
+        Ok(Client::try_from(config)?)
+    }
+
+    /// Gives somebody a role in the namespace; `kind` is `Role` or `ClusterRole`.
+    pub async fn bind(&self, user: &str, kind: &str, role: &str) -> Result<()> {
+        self.create::<RoleBinding>(json!({
+            "metadata": {"name": format!("{user}-{role}")},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]}))
+            .await
+            .map(drop)
+    }
+
+    /// Runs `kubectl` in the namespace with `input` as its standard input. Tells whether it succeeded, and what it said.
+    pub async fn kubectl(&self, args: &[&str], input: &str) -> Result<(bool, String)> {
+        let mut command = tokio::process::Command::from(self.plane.kubectl());
+        command.args(["--namespace", &self.namespace, "--cache-dir"]).arg(self.plane.folder().join("kubectl-cache"));
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().context("starting kubectl")?;
+        let mut stdin = child.stdin.take().context("no standard input")?;
+        let fed = async {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stdin, input.as_bytes()).await;
+            drop(stdin);
+        };
+        let (output, ()) = tokio::join!(child.wait_with_output(), fed);
+        let output = output?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).trim().to_owned()))
     }
 
     /// A bot with pods that run.
@@ -214,6 +264,39 @@ impl World {
         found.with_context(|| {
             let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
             format!("TradingHalt {}/{name} is\n{seen}", self.namespace)
+        })
+    }
+
+    /// Waits until a halt is proven.
+    pub async fn halted(&self, name: &str) -> Result<TradingHaltStatus> {
+        self.halt_until(name, "halted", |s| s.phase == HaltPhase::Halted).await
+    }
+
+    /// Waits until a resume has this phase.
+    pub async fn resume_in(&self, name: &str, phase: ResumePhase) -> Result<TradingResume> {
+        let wanted = |r: &TradingResume| r.status.as_ref().is_some_and(|s| s.phase == phase);
+        self.resume_until(name, &format!("TradingResume {name} is {phase:?}"), wanted).await
+    }
+
+    /// Waits until the status of a TradingSystem is as wanted, and gives it.
+    pub async fn system_until(
+        &self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&TradingSystemStatus) -> bool,
+    ) -> Result<TradingSystemStatus> {
+        let seen = std::sync::Mutex::new(None);
+        let found = self
+            .until(what, async || {
+                let status = self.api::<TradingSystem>().get(name).await?.status.unwrap_or_default();
+                let done = wanted(&status);
+                *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(status.clone());
+                Ok(done.then_some(status))
+            })
+            .await;
+        found.with_context(|| {
+            let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
+            format!("TradingSystem {}/{name} is\n{seen}", self.namespace)
         })
     }
 
@@ -364,7 +447,8 @@ pub fn name_of<K: ResourceExt>(object: &K) -> String {
     object.name_any()
 }
 
-fn merge(into: &mut Value, patch: Value) {
+/// Puts `patch` into `into`: objects are merged, everything else is replaced.
+pub fn merge(into: &mut Value, patch: Value) {
     match (into, patch) {
         (Value::Object(into), Value::Object(patch)) => {
             for (key, value) in patch {

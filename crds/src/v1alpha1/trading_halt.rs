@@ -347,6 +347,9 @@ pub struct ActionStatus {
     pub state: ActionState,
     /// How often it was tried.
     pub attempts: i64,
+    /// The Job that carries out the present attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_ref: Option<String>,
     /// When it was last tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempt_at: Option<MicroTime>,

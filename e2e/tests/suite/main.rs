@@ -3,7 +3,13 @@
 // clippy.toml exempts test functions only; here the helpers around them are tests too.
 #![allow(clippy::unwrap_used)]
 
+mod examples;
+mod guardrails;
 mod halt;
+mod input;
+mod kind;
 mod plane;
+mod resume;
 mod sweep;
+mod system;
 mod venue;

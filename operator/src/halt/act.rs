@@ -10,13 +10,14 @@ use kube::{
 };
 use serde_json::json;
 use standfast_crds::v1alpha1::{
-    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, TradingHalt, TradingHaltStatus, TradingSystem, Venue,
-    shorten,
+    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, StateRead, TradingHalt, TradingHaltStatus,
+    TradingSystem, Venue, shorten,
 };
 
 use super::{HaltReconciler, decide::Effect, latch};
 use crate::{
     calls::{Item, Outcome},
+    client::{self, Class},
     outbound::{Call, CallError},
     scale::{FIELD_MANAGER, ScaleError, Size},
     workloads::Key,
@@ -28,6 +29,9 @@ const PARALLEL: usize = 128;
 /// leaders never act at the same time.
 pub const EFFECT_DEADLINE: Duration = Duration::from_secs(4);
 
+/// Time that a bot has for saying whether it is halted.
+const OWN_WORD: Duration = Duration::from_secs(1);
+
 /// What came back of one effect.
 pub struct Done {
     /// The entry of `status.actions` that it belongs to.
@@ -36,6 +40,8 @@ pub struct Done {
     pub begun: Timestamp,
     /// What became of it.
     pub outcome: Outcome,
+    /// The Job that goes on with it.
+    pub job: Option<String>,
 }
 
 /// Requests that were made ready before they are needed: secrets read, placeholders filled.
@@ -100,8 +106,11 @@ pub fn note(status: &mut TradingHaltStatus, results: &[Done], intended: bool) {
             (all, bad) => format!("{bad} of {all} not done: {}", worst.outcome.message),
         };
         let action = entry(status, name);
+        // A Job that goes on is still the same attempt.
+        let goes_on = action.external_ref.is_some() && action.external_ref == worst.job;
         action.state = worst.outcome.state;
-        action.attempts += i64::from(!intended);
+        action.attempts += i64::from(!intended && !goes_on);
+        action.external_ref = worst.job.clone().filter(|_| worst.outcome.state == ActionState::Intended);
         action.last_attempt_at = Some(MicroTime(worst.begun));
         action.message = Some(shorten(&message));
     }
@@ -154,11 +163,14 @@ impl HaltReconciler {
             let prepared = ready.remove(&name(&effect));
             async move {
                 let (name, begun) = (name(&effect), Timestamp::now());
-                let outcome = match self.leadership.check(EFFECT_DEADLINE) {
-                    Ok(()) => self.effect(halt, status, system, effect, prepared).await,
-                    Err(lost) => failed(format!("not begun: {lost}")),
+                let (outcome, job) = match self.leadership.check(EFFECT_DEADLINE) {
+                    Ok(()) => match system.and_then(|s| job_of(s, &effect)) {
+                        Some(action) => self.job_action(halt, status, &name, action).await,
+                        None => (self.effect(halt, status, system, effect, prepared).await, None),
+                    },
+                    Err(lost) => (failed(format!("not begun: {lost}")), None),
                 };
-                Done { name, begun, outcome }
+                Done { name, begun, outcome, job }
             }
         });
         let work: Vec<_> = work.collect();
@@ -178,30 +190,29 @@ impl HaltReconciler {
             Effect::WriteLatch => {
                 let data = latch::data(halt, &status.workloads);
                 let written = self.latches.write(&namespace, &latch::name(&halt.name_any()), data).await;
-                written.map_or_else(failed, |()| done("written"))
+                written.map_or_else(|e| failed(e.to_string()), |()| done("written"))
             }
             Effect::Stop(key, size) => self.stop(key, *size).await,
             Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
             Effect::ApplicationHalt => {
-                self.send(
-                    &namespace,
-                    system.and_then(|s| s.spec.application_halt.as_ref()).map(|a| &a.request),
-                    None,
-                    prepared,
-                )
-                .await
+                let own = system.and_then(|s| s.spec.application_halt.as_ref());
+                let sent = self.send(&namespace, own.map(|a| &a.request), None, prepared).await;
+                match own.and_then(|a| a.status.as_ref()) {
+                    Some(read) if sent.state == ActionState::Done => self.own_word(&namespace, read, sent).await,
+                    _ => sent,
+                }
             }
             Effect::CancelAll(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.cancel_orders.get(*n)));
-                self.perform(halt, status, &effect, action, prepared).await
+                self.perform(&namespace, &effect, action, prepared).await
             }
             Effect::Suspend(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.suspend_trading.get(*n)));
-                self.perform(halt, status, &effect, action, prepared).await
+                self.perform(&namespace, &effect, action, prepared).await
             }
             Effect::CloseAll(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.close_positions.get(*n)));
-                self.perform(halt, status, &effect, action, prepared).await
+                self.perform(&namespace, &effect, action, prepared).await
             }
             Effect::CancelOne(venue, item) => {
                 let request = system.and_then(|s| find(s, venue)?.cancel_order.as_ref()).map(|a| &a.http);
@@ -220,17 +231,13 @@ impl HaltReconciler {
 
     async fn perform(
         &self,
-        halt: &TradingHalt,
-        status: &TradingHaltStatus,
+        namespace: &str,
         effect: &Effect,
         action: Option<&Action>,
         prepared: Option<Result<Call, CallError>>,
     ) -> Outcome {
         match action {
-            Some(Action { job: Some(job), .. }) => self.job_action(halt, status, &name(effect), job).await,
-            Some(action) => {
-                self.send(&halt.namespace().unwrap_or_default(), action.http.as_ref(), None, prepared).await
-            }
+            Some(action) => self.send(namespace, action.http.as_ref(), None, prepared).await,
             None => failed(format!("{} is not in the TradingSystem any more", name(effect))),
         }
     }
@@ -255,6 +262,16 @@ impl HaltReconciler {
             }
             Err(error) => failed(error.to_string()),
         }
+    }
+
+    /// Adds what the bot says of itself. It has a moment for that: its pod is about to go away. Never evidence.
+    async fn own_word(&self, namespace: &str, read: &StateRead, sent: Outcome) -> Outcome {
+        let word = match tokio::time::timeout(OWN_WORD, self.caller.read_state(namespace, read)).await {
+            Ok(Ok(true)) => "the bot says that it is halted",
+            Ok(Ok(false)) => "the bot says that it is not halted",
+            Ok(Err(_)) | Err(_) => "the bot does not say whether it is halted",
+        };
+        Outcome { message: format!("{}; {word}", sent.message), ..sent }
     }
 
     /// Orders that guard no position, found and cancelled one by one.
@@ -306,13 +323,11 @@ impl HaltReconciler {
         let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patch = Patch::Merge(json!({"spec": {"suspend": true}}));
-        match tokio::time::timeout(EFFECT_DEADLINE, api.patch(name, &params, &patch)).await {
-            Ok(Ok(_)) => done("suspended"),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => done("there is no such Job"),
-            Ok(Err(error)) => unknown(format!("suspending Job {namespace}/{name}: {error}")),
-            Err(_) => {
-                unknown(format!("suspending Job {namespace}/{name}: no answer within {} s", EFFECT_DEADLINE.as_secs()))
-            }
+        let what = format!("suspending Job {namespace}/{name}");
+        match client::write(EFFECT_DEADLINE, what, api.patch(name, &params, &patch)).await {
+            Ok(_) => done("suspended"),
+            Err(error) if error.class() == Class::NotFound => done("there is no such Job"),
+            Err(error) => unknown(error.to_string()),
         }
     }
 }
@@ -329,7 +344,24 @@ fn action<'a>(
     find(system, venue).and_then(pick)
 }
 
-fn done(message: &str) -> Outcome {
+/// The Job that an effect is, if it is one.
+pub(super) fn job_of<'a>(system: &'a TradingSystem, effect: &Effect) -> Option<&'a JobAction> {
+    match effect {
+        Effect::CancelAll(venue, n) => action(system, venue, |v| v.cancel_orders.get(*n)),
+        Effect::Suspend(venue, n) => action(system, venue, |v| v.suspend_trading.get(*n)),
+        Effect::CloseAll(venue, n) => action(system, venue, |v| v.close_positions.get(*n)),
+        _ => None,
+    }
+    .and_then(|a| a.job.as_ref())
+}
+
+/// Whether a Job is carrying out this effect at the moment.
+pub(super) fn running(status: &TradingHaltStatus, effect: &Effect) -> bool {
+    let name = name(effect);
+    status.actions.iter().any(|a| a.name == name && a.external_ref.is_some())
+}
+
+pub(super) fn done(message: &str) -> Outcome {
     Outcome { state: ActionState::Done, message: message.into() }
 }
 
@@ -337,6 +369,6 @@ pub(super) fn failed(message: String) -> Outcome {
     Outcome { state: ActionState::Failed, message }
 }
 
-fn unknown(message: String) -> Outcome {
+pub(super) fn unknown(message: String) -> Outcome {
     Outcome { state: ActionState::Unknown, message }
 }

@@ -20,7 +20,7 @@ use super::{
     observe,
     record::{self, WriteError},
 };
-use crate::controller::Failure;
+use crate::{client, controller::Failure};
 
 /// The most workloads that one halt can hold.
 const WORKLOAD_LIMIT: usize = 1000;
@@ -34,16 +34,16 @@ impl HaltReconciler {
             return Ok(system);
         }
         let api: Api<TradingSystem> = Api::namespaced(self.client.clone(), &namespace);
-        match tokio::time::timeout(EFFECT_DEADLINE, api.get_opt(name)).await {
-            Ok(Ok(Some(system))) => Ok(system),
-            Ok(Ok(None)) => {
+        let what = format!("reading TradingSystem {namespace}/{name}");
+        match client::read(EFFECT_DEADLINE, what, api.get_opt(name)).await {
+            Ok(Some(system)) => Ok(system),
+            Ok(None) => {
                 let names = self.systems.some_names(&namespace);
                 let there =
                     if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
                 Err(format!("TradingSystem {name} not found in namespace {namespace}: {there}"))
             }
-            Ok(Err(error)) => Err(format!("TradingSystem {namespace}/{name} could not be read: {error}")),
-            Err(_) => Err(format!("TradingSystem {namespace}/{name} could not be read: no answer")),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -125,6 +125,7 @@ impl HaltReconciler {
         self.event(&committed, "Committed", &asked);
         let started = Instant::now();
         let mut memory = Memory::new(started);
+        memory.looked = true;
         note_begun(&mut memory, &effects, started);
 
         let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);

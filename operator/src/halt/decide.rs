@@ -477,3 +477,7 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
     }
     verdict("False", "Closing", left)
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -2,9 +2,13 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::decide::{Known, LatchFact, Orders, Positions};
+use super::{
+    decide::{Known, LatchFact, Orders, Positions},
+    jobs::JobReads,
+};
 
 /// What is remembered of one halt.
 pub struct Memory {
@@ -16,10 +20,14 @@ pub struct Memory {
     pub latch: Option<(Instant, LatchFact)>,
     /// The venues.
     pub venues: HashMap<String, VenueMemory>,
+    /// Whether this process has looked at the halt before.
+    pub looked: bool,
     /// The bot's own endpoint: when it is tried again, and how often it was.
     pub application: Option<Retry>,
     /// When the first close was sent.
     pub closing_since: Option<Instant>,
+    /// Reads that run as Jobs.
+    pub job_reads: JobReads,
     /// When somebody last undid a part of the halt.
     pub contended: Option<Instant>,
 }
@@ -48,8 +56,6 @@ pub struct VenueMemory {
     pub cancel_begun: Option<Instant>,
     /// Requests to suspend that were answered.
     pub suspended: bool,
-    /// When orders were last read, for sources that may be asked rarely.
-    pub orders_read: Option<Instant>,
 }
 
 impl Memory {
@@ -60,8 +66,10 @@ impl Memory {
             stopped_since: None,
             latch: None,
             venues: HashMap::new(),
+            looked: false,
             application: None,
             closing_since: None,
+            job_reads: JobReads::new(Timestamp::now().as_nanosecond()),
             contended: None,
         }
     }

@@ -30,7 +30,8 @@ use kube::{
     runtime::{controller::Action, events::EventType},
 };
 use standfast_crds::v1alpha1::{
-    HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, VenueStatus,
+    ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
+    TradingSystem, VenueStatus, halt_conditions as c, set_condition,
 };
 use tokio::time::Instant;
 
@@ -48,7 +49,7 @@ use crate::{
 use baseline::Registry;
 use decide::Effect;
 use latch::Latches;
-use memory::Memory;
+use memory::{Memory, Retry};
 
 /// The caches that controllers share.
 #[derive(Clone)]
@@ -177,7 +178,14 @@ impl HaltReconciler {
         let mut current = halt.clone();
         let mut status = old.clone();
         if self.grow(halt, &mut status, system.as_ref().ok()) {
-            // What is latched from now on is in the status before it is touched.
+            // What is latched from now on is in the status before it is touched, and nothing is proven of it.
+            let (now, generation) = (Timestamp::now(), halt.metadata.generation);
+            for type_ in [c::WORKLOADS_STOPPED, c::HALTED] {
+                let message = "the TradingSystem names more than before: that is being halted too";
+                set_condition(&mut status.conditions, now, generation, (type_, "Unknown", "Fencing"), message);
+            }
+            status.phase = HaltPhase::Fencing;
+            record::kstatus(&mut status, generation, now);
             match self.settle(self.write(halt, status.clone()).await)? {
                 Some(written) => current = written,
                 None => return Ok(Action::requeue(self.pace)),
@@ -190,6 +198,12 @@ impl HaltReconciler {
             );
         }
 
+        if !std::mem::replace(&mut memory.looked, true) && memory.application.is_none() {
+            // Another process began it and did not see its end.
+            let unanswered = |a: &ActionStatus| a.name == "applicationHalt" && a.state != ActionState::Done;
+            let now = Instant::now();
+            memory.application = status.actions.iter().any(unanswered).then_some(Retry { at: now, attempts: 0 });
+        }
         let observed = self.observe(&current, &status, &system, memory).await;
         let effects = decide::effects(&halt.spec, &policy, &observed.facts);
         status.venues = observed.venues;
@@ -214,7 +228,9 @@ impl HaltReconciler {
         }
         let begun = Instant::now();
         let first_cancel = repeatable.iter().any(act::cancels).then(Timestamp::now);
-        commit::note_begun(memory, &repeatable, begun);
+        // A Job that goes on was begun before.
+        let new: Vec<_> = repeatable.iter().filter(|e| !act::running(&status, e)).cloned().collect();
+        commit::note_begun(memory, &new, begun);
         commit::note_begun(memory, &once, begun);
         let system = system.as_ref().ok();
         let (done_once, done) = tokio::join!(

@@ -8,7 +8,7 @@ use standfast_crds::v1alpha1::{
 };
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, evidence, record, record::WriteError};
-use crate::controller::Failure;
+use crate::{client, controller::Failure};
 
 /// Whether a resume asks for the release of exactly this halt, and still wants it.
 pub fn asks(resume: &TradingResume, halt: &TradingHalt) -> bool {
@@ -40,9 +40,9 @@ impl HaltReconciler {
             let Some(resume) = resume else { return Ok(Action::await_change()) };
             // The cache may be behind: the request is read live before anything depends on it.
             let api: Api<TradingResume> = Api::namespaced(self.client.clone(), &namespace);
-            let live = tokio::time::timeout(EFFECT_DEADLINE, api.get_opt(&resume.name_any())).await;
             let what = format!("reading TradingResume {namespace}/{}", resume.name_any());
-            let live = live.map_err(|_| Failure::new(&what, "no answer"))?.map_err(|e| Failure::new(&what, e))?;
+            let live = client::read(EFFECT_DEADLINE, what, api.get_opt(&resume.name_any())).await;
+            let live = live.map_err(|e| Failure(e.to_string()))?;
             let Some(live) = live.filter(|r| r.uid() == resume.uid() && asks(r, halt)) else {
                 return Ok(Action::requeue(self.pace));
             };
