@@ -371,6 +371,12 @@ impl Stage {
                 Ok(None)
             }
             ResumePhase::Indeterminate if !said.is_empty() => Ok(Some(format!("Indeterminate: {said}"))),
+            // The one way to fail that is meant: what was refused is not tried again, and nothing was released.
+            ResumePhase::Failed if self.sync_refused() && said.starts_with("not released: ") => {
+                ensure!(self.until_halted().await?.is_none(), "the resume failed, and the halt is not proven");
+                ensure!(self.world.venue.suspended(KEY), "the resume failed, and the venue accepts orders");
+                Ok(Some(format!("Failed: {said}")))
+            }
             _ => bail!("the resume ended otherwise: {}", show(&status)),
         }
     }
@@ -391,6 +397,10 @@ impl Stage {
             Ok(())
         };
         tokio::time::timeout(PATIENCE, all).await.context("the bots do not run, or their system is not looked at")?
+    }
+
+    fn sync_refused(&self) -> bool {
+        self.faults.log().iter().any(|c| c.kind == "POST /sync" && c.outcome == Outcome::Faulted(409))
     }
 
     async fn play(&self) -> Result<Option<String>> {
@@ -592,8 +602,11 @@ async fn sweep(scenario: Scenario) -> Result<()> {
         unsteady.len(),
         plans.len()
     ));
+    for key in &unsteady {
+        say(&format!("  not in every run: {key}"));
+    }
     let worlds = std::env::var("STANDFAST_SWEEP_WORLDS").ok().and_then(|n| n.parse().ok()).unwrap_or(WORLDS);
-    let expected = &expected;
+    let (expected, all) = (&expected, plans.len());
     let results = stream::iter(plans)
         .map(|plan| async move {
             let judged = run(plane, &plan).await.and_then(|run| {
@@ -608,6 +621,9 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     let (mut ran, mut missed, mut asked, mut failed) = (0, vec![], vec![], vec![]);
     while let Some((plan, judged)) = results.next().await {
         ran += 1;
+        if ran % 50 == 0 {
+            say(&format!("{}: {ran} of {all} plans, {} s", scenario.name(), begun.elapsed().as_secs()));
+        }
         match judged {
             Ok((_, Some(why))) => asked.push(format!("{plan}: {why}")),
             Ok((false, None)) => missed.push(plan.to_string()),
