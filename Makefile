@@ -85,13 +85,12 @@ bench: ## Measure, and print the table of docs/benchmarks.md
 .PHONY: images
 # Release builds, as users get them, except for the tests: those take the debug build that
 # they have compiled anyway. A second build of everything would double the time of CI, and
-# debug assertions are worth having there. (--tests: the same features of the dependencies
-# as `cargo test` asks for, so that nothing is compiled twice.)
+# debug assertions are worth having there. (--workspace: as with e2e.)
 export STANDFAST_PROFILE ?= release
 ifeq ($(STANDFAST_PROFILE),release)
 build_binaries := cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin paper-venue
 else
-build_binaries := cargo build --locked --workspace --bins --tests
+build_binaries := cargo build --locked --workspace --bins
 endif
 
 images: ## Build the images of the operator and of the demo
