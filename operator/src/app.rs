@@ -225,7 +225,7 @@ impl Warm {
             .map_err(|e| Ended(format!("TLS for databases cannot be set up: {e}")))?;
         let checker = Checker::new((*caller).clone(), databases, client.clone());
         let halting = Arc::new(HaltReconciler::new(
-            parts.clients.halt.clone(),
+            (parts.clients.halt.clone(), parts.clients.turns.clone()),
             Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone())),
             caches.clone(),
             guardrails.clone(),

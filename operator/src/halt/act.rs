@@ -23,8 +23,8 @@ use crate::{
     workloads::Key,
 };
 
-/// How many effects of one halt are under way at the same time.
-const PARALLEL: usize = 128;
+/// How many effects of one halt are under way or wait for their turn at the same time.
+const PARALLEL: usize = 2048;
 /// Time that an effect may take at most, whatever its request allows: leadership must be valid for longer, so that two
 /// leaders never act at the same time.
 pub const EFFECT_DEADLINE: Duration = Duration::from_secs(4);
@@ -165,6 +165,11 @@ impl HaltReconciler {
             let prepared = ready.remove(&name(&effect));
             async move {
                 let (name, begun) = (name(&effect), Timestamp::now());
+                // Waiting for a turn comes before the check of leadership and before any deadline begins.
+                let _turn = match effect {
+                    Effect::Stop(..) => Some(self.turns.take().await),
+                    _ => None,
+                };
                 let mut found = None;
                 let (outcome, job) = match self.leadership.check(EFFECT_DEADLINE) {
                     Ok(()) => match (&effect, system.and_then(|s| job_of(s, &effect))) {

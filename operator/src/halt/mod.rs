@@ -38,6 +38,7 @@ use tokio::time::Instant;
 use crate::{
     cache::Cache,
     calls::Caller,
+    client::Turns,
     controller::{Failure, Guarded, Reconcile},
     events::Events,
     guardrails::Guardrails,
@@ -73,6 +74,7 @@ pub struct HaltReconciler {
     resumes: Cache<Guarded<TradingResume>>,
     workloads: Workloads,
     scaler: Scaler,
+    turns: Turns,
     latches: Latches,
     registry: Registry,
     guardrails: Guardrails,
@@ -94,9 +96,10 @@ const SHORTEST: Duration = Duration::from_millis(50);
 const IMPATIENCE: Duration = Duration::from_secs(120);
 
 impl HaltReconciler {
-    /// Everything outside comes in here: `client` reaches the API server, `caller` everything else.
+    /// Everything outside comes in here: `client` reaches the API server, with `turns` for writes that come in hundreds,
+    /// `caller` everything else.
     pub fn new(
-        client: Client,
+        (client, turns): (Client, Turns),
         caller: Arc<Caller>,
         caches: Caches,
         guardrails: Guardrails,
@@ -106,6 +109,7 @@ impl HaltReconciler {
     ) -> Self {
         Self {
             scaler: Scaler::new(client.clone()),
+            turns,
             latches: Latches::new(client.clone()),
             client,
             caller,
