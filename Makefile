@@ -45,17 +45,18 @@ unit: ## Tests that need no cluster
 	cargo test --locked --workspace --exclude standfast-e2e
 
 # Built first, so that a mistake shows before two minutes of cluster. The cluster's
-# nodes do not pull: the images are copied into them.
+# nodes do not pull: the images are copied into them. (--workspace: with one package,
+# cargo would choose other features for the dependencies and compile them again.)
 .PHONY: e2e
 e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
-	@cargo test --locked --package standfast-e2e --test suite --no-run
+	@cargo test --locked --workspace --test suite --no-run
 	@if [ -n "$${KUBECONFIG_E2E:-}" ]; then \
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
-	    cargo test --locked --package standfast-e2e --test suite -- kind::; \
+	    cargo test --locked --workspace --test suite -- kind::; \
 	else \
-	  $(MAKE) images; \
+	  $(MAKE) images STANDFAST_PROFILE=debug; \
 	  $(cluster) with e2e $(addprefix --load ,$(images)) -- \
-	    cargo test --locked --package standfast-e2e --test suite -- kind::; \
+	    cargo test --locked --workspace --test suite -- kind::; \
 	fi
 
 .PHONY: lint
@@ -78,9 +79,21 @@ crds-check:
 .PHONY: bench
 bench: ## Measure, and print the table of docs/benchmarks.md
 	@STANDFAST_CONTROLPLANE=$$(dirname "$$($(tools) controlplane)"); export STANDFAST_CONTROLPLANE; \
+	cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench; \
 	cargo run --release --locked -p standfast-e2e --bin bench
 
 .PHONY: images
+# Release builds, as users get them, except for the tests: those take the debug build that
+# they have compiled anyway. A second build of everything would double the time of CI, and
+# debug assertions are worth having there. (--tests: the same features of the dependencies
+# as `cargo test` asks for, so that nothing is compiled twice.)
+export STANDFAST_PROFILE ?= release
+ifeq ($(STANDFAST_PROFILE),release)
+build_binaries := cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin paper-venue
+else
+build_binaries := cargo build --locked --workspace --bins --tests
+endif
+
 images: ## Build the images of the operator and of the demo
-	@cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin paper-venue
+	@$(build_binaries)
 	@e2e/images/build.sh

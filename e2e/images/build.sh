@@ -3,7 +3,8 @@
 #
 #   build.sh [standfast] [standfast-paper-venue] [standfast-demo-bot]
 #
-# as localhost/NAME:dev. The binaries in target/release have to be there already.
+# as localhost/NAME:dev. The binaries have to be there already, in target/release or,
+# with STANDFAST_PROFILE=debug, in target/debug (`make images` says when which).
 # Uses Docker where it works and its base image can be had, otherwise buildah, with a
 # base image made from the distribution's packages and each result as the archive
 # .work/images/NAME-dev.tar, from which `cluster.sh load` takes it. STANDFAST_DOCKER
@@ -14,7 +15,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cluster/lib.sh"
 
 images=$work/images
-binaries=${CARGO_TARGET_DIR:-$checkout/target}/release
+binaries=${CARGO_TARGET_DIR:-$checkout/target}/${STANDFAST_PROFILE:-release}
 tag=dev
 
 # The published image of the distribution that the binaries were built on.
@@ -91,7 +92,8 @@ stage() { # NAME
 
 stage_binary() { # BINARY CONTEXT
   [ -x "$binaries/$1" ] || die "$binaries/$1 is missing; \`make images\` builds it first"
-  install -m 755 "$binaries/$1" "$2/$1"
+  # Without symbols: those of a debug build are ten times the program.
+  install --strip -m 755 "$binaries/$1" "$2/$1"
 }
 
 build_with_docker() { # NAME

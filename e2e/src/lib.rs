@@ -1,6 +1,7 @@
 //! Test clusters, the paper venue, and small worlds made of them.
 
 pub mod controlplane;
+pub mod faults;
 pub mod node;
 pub mod postgres;
 pub mod venue;

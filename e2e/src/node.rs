@@ -2,35 +2,49 @@
 //! in the tests on real clusters; this one serves where hundreds of small worlds run side by side.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher, watcher::Event},
 };
 use serde_json::json;
 use tokio::task::JoinHandle;
+
+/// How soon it notices that it is allowed to end pods again, or repeats what failed.
+const TICK: Duration = Duration::from_millis(50);
+/// How long it waits for the watch to tell that what it did is done.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs until it is dropped.
 pub struct Node {
     task: JoinHandle<()>,
     stubborn: Arc<AtomicBool>,
+    alive: Processes,
     idle: Arc<AtomicBool>,
 }
+
+/// Names of the pods whose processes run.
+type Processes = Arc<Mutex<BTreeSet<String>>>;
 
 impl Node {
     /// Runs the pods of `namespace`.
     pub fn start(client: Client, namespace: &str) -> Self {
         let (stubborn, idle) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let alive = Processes::default();
         let pods: Api<Pod> = Api::namespaced(client, namespace);
-        let task = tokio::spawn(run(pods, Arc::clone(&stubborn), Arc::clone(&idle)));
-        Self { task, stubborn, idle }
+        let kubelet =
+            Kubelet { pods, stubborn: Arc::clone(&stubborn), idle: Arc::clone(&idle), alive: Arc::clone(&alive) };
+        Self { task: tokio::spawn(kubelet.run()), stubborn, idle, alive }
     }
 
     /// Whether new pods are left waiting, as on a node without room.
@@ -42,6 +56,17 @@ impl Node {
     pub fn set_stubborn(&self, stubborn: bool) {
         self.stubborn.store(stubborn, Ordering::SeqCst);
     }
+
+    /// The pods whose processes run now. A pod is not gone before its process is.
+    pub fn alive(&self) -> Vec<String> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Does what a process of a pod does, if one runs. None ends in between.
+    pub fn as_process<R>(&self, act: impl FnOnce() -> R) -> Option<R> {
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        (!alive.is_empty()).then(act)
+    }
 }
 
 impl Drop for Node {
@@ -50,31 +75,87 @@ impl Drop for Node {
     }
 }
 
-async fn run(pods: Api<Pod>, stubborn: Arc<AtomicBool>, idle: Arc<AtomicBool>) {
-    loop {
-        // A namespace that is gone has no pods; a server that is down has none to tell of.
-        let list = pods.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default();
-        for pod in list {
-            let name = pod.name_any();
-            let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
-            let running = pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
-            if pod.metadata.deletion_timestamp.is_some() {
-                if !stubborn.load(Ordering::SeqCst) {
-                    let _ = pods.delete(&name, &DeleteParams::default().grace_period(0)).await;
+struct Kubelet {
+    pods: Api<Pod>,
+    stubborn: Arc<AtomicBool>,
+    idle: Arc<AtomicBool>,
+    alive: Processes,
+}
+
+/// What a pod needs next.
+#[derive(Clone, Copy, PartialEq)]
+enum Need {
+    Bind,
+    Start,
+    End,
+}
+
+impl Kubelet {
+    async fn run(self) {
+        let events = watcher(self.pods.clone(), watcher::Config::default()).default_backoff();
+        let mut events = std::pin::pin!(events);
+        let mut tick = tokio::time::interval(TICK);
+        let mut known: HashMap<String, Pod> = HashMap::new();
+        let mut done: HashMap<String, (Need, Instant)> = HashMap::new();
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(Event::Apply(pod) | Event::InitApply(pod))) => drop(known.insert(pod.name_any(), pod)),
+                    Some(Ok(Event::Delete(pod))) => self.forget(&mut known, &pod.name_any()),
+                    Some(Ok(Event::Init)) => known.clear(),
+                    // A server that is down has none to tell of.
+                    Some(Ok(Event::InitDone) | Err(_)) => {}
+                    None => return,
+                },
+                _ = tick.tick() => {}
+            }
+            for (name, pod) in &known {
+                let Some(need) = self.need(pod) else { continue };
+                let uid = pod.uid().unwrap_or_default();
+                if done.get(&uid).is_some_and(|(what, at)| *what == need && at.elapsed() < AGAIN) {
+                    continue;
                 }
-            } else if idle.load(Ordering::SeqCst) {
-                continue;
-            } else if !bound {
+                done.insert(uid, (need, Instant::now()));
+                self.act(name, need).await;
+            }
+        }
+    }
+
+    fn need(&self, pod: &Pod) -> Option<Need> {
+        let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+        let running = pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
+        match pod.metadata.deletion_timestamp {
+            Some(_) => (!self.stubborn.load(Ordering::SeqCst)).then_some(Need::End),
+            None if self.idle.load(Ordering::SeqCst) => None,
+            None if !bound => Some(Need::Bind),
+            None => (!running).then_some(Need::Start),
+        }
+    }
+
+    /// What fails is tried again.
+    async fn act(&self, name: &str, need: Need) {
+        match need {
+            Need::Bind => {
                 let target = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
                     "target": {"kind": "Node", "name": "pretended"}});
                 let params = PostParams::default();
-                let _ = pods.create_subresource::<_, serde_json::Value>("binding", &name, &params, &target).await;
-            } else if !running {
+                let _ = self.pods.create_subresource::<_, serde_json::Value>("binding", name, &params, &target).await;
+            }
+            Need::Start => {
                 let status = json!({"status": {"phase": "Running", "conditions": [
                     {"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}]}});
-                let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await;
+                self.alive.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+                let _ = self.pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await;
+            }
+            Need::End => {
+                self.alive.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+                let _ = self.pods.delete(name, &DeleteParams::default().grace_period(0)).await;
             }
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    fn forget(&self, known: &mut HashMap<String, Pod>, name: &str) {
+        known.remove(name);
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 }

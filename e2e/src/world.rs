@@ -2,7 +2,7 @@
 //! be cut off at any moment.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
 };
 
@@ -134,19 +134,24 @@ impl World {
         self.plane.run_kubectl(&[&["--namespace", &self.namespace], args].concat(), input).await
     }
 
-    /// A bot with pods.
+    /// A bot with pods that run.
     pub async fn bot(&self, name: &str, replicas: i32) -> Result<()> {
-        self.create::<Deployment>(json!({
-            "metadata": {"name": name, "labels": {"app": name}},
-            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
-                "template": {"metadata": {"labels": {"app": name}},
-                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}}))
-            .await?;
+        self.deployment(name, replicas).await?;
         self.until(&format!("{replicas} pods of {name} run"), async || {
             let running = self.pods(name).await?.iter().filter(|p| phase(p) == "Running").count();
             Ok((running == replicas as usize).then_some(()))
         })
         .await
+    }
+
+    /// A bot; nobody waits for its pods.
+    pub async fn deployment(&self, name: &str, replicas: i32) -> Result<Deployment> {
+        self.create::<Deployment>(json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
+                "template": {"metadata": {"labels": {"app": name}},
+                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}}))
+            .await
     }
 
     /// Pods of a bot.
@@ -335,17 +340,26 @@ impl World {
         client: impl FnOnce(Client) -> Client + Send + 'static,
         transport: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + 'static,
     ) -> Result<Operator> {
+        self.operator_of(|plain| Clients::same(&client(plain), 64), transport).await
+    }
+
+    /// The same, with clients that `clients` makes of a plain one.
+    pub async fn operator_of(
+        &self,
+        clients: impl FnOnce(Client) -> Clients + Send + 'static,
+        transport: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + 'static,
+    ) -> Result<Operator> {
         let config = self.plane.config().await?;
         let namespace = self.namespace.clone();
         let (ready, started) = mpsc::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.spawn(async move {
             let run: anyhow::Result<app::Never> = async {
-                let client = client(Client::try_from(config)?);
+                let clients = clients(Client::try_from(config)?);
                 let connector = connector()?;
                 let transport = transport(http_transport()?);
                 let parts = app::Parts {
-                    clients: Clients::same(&client, 64),
+                    clients,
                     halt_transport: Arc::clone(&transport),
                     transport,
                     connector,
@@ -378,9 +392,15 @@ impl World {
 
 /// Connections that may go to loopback.
 pub fn connector() -> Result<Connector> {
+    // The certificates that the system trusts take their time to be read, and there are hundreds of worlds.
+    static MADE: OnceLock<Connector> = OnceLock::new();
+    if let Some(made) = MADE.get() {
+        return Ok(made.clone());
+    }
     let config = GuardConfig { allow_cidrs: vec!["127.0.0.0/8".parse()?], ..GuardConfig::default() };
     let guard = Arc::new(Guard::new(config));
-    Ok(Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?)
+    let made = Connector::new(guard, Arc::new(SystemResolver::default()), vec![])?;
+    Ok(MADE.get_or_init(|| made).clone())
 }
 
 /// The real way out, open for loopback.

@@ -259,11 +259,18 @@ impl Warm {
         tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, Arc::clone(&observer)));
         tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, observer));
         tasks.spawn(count(halt_caches, guardrails, parts.metrics.clone()));
+        // What was deleted while another process led was that one's to look at.
+        while deleted.try_recv().is_ok() {}
         tasks.spawn(async move {
+            let mut rehalts = JoinSet::new();
             while let Some(gone) = deleted.recv().await {
+                while rehalts.try_join_next().is_some() {}
                 match gone {
                     Deleted::Halt(halt) => forgetting.gone(&halt),
-                    Deleted::Resume(resume) => rehalting.on_deleted(&resume).await,
+                    Deleted::Resume(resume) => {
+                        let rehalting = Arc::clone(&rehalting);
+                        rehalts.spawn(async move { rehalting.on_deleted(&resume).await });
+                    }
                 }
             }
         });

@@ -62,7 +62,7 @@ pub struct Args {
     pub concurrency: u16,
 
     /// Writes to workloads of a halt that are under way at a time
-    #[arg(long, env = "STANDFAST_WRITE_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, env = "STANDFAST_WRITE_CONCURRENCY", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub write_concurrency: u16,
 
     /// Calls to venues and bots that are under way at a time, for everything but halts

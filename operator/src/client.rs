@@ -3,32 +3,21 @@
 //! kube's own retries are off: they repeat writes, for minutes. Reads are repeated here, briefly; a write is sent once,
 //! and whoever sent it decides what to do. Every call has a deadline and an error that names what was attempted.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use http::{Method, Request, Response, uri::Scheme};
-use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
-use hyper_timeout::TimeoutConnector;
-use hyper_util::{
-    client::legacy::{Client as Connections, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use http::{Method, Request, Response};
 use kube::{
     Client, Config, Error,
-    client::{Body, ConfigExt},
+    client::Body,
     core::{Status, response::reason},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tower::{BoxError, ServiceBuilder, service_fn};
+use tower::{BoxError, service_fn};
+
+mod shared;
 
 /// How often a read is sent, at most.
 const READ_TRIES: u32 = 3;
@@ -40,12 +29,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// To reach the server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections of the halting controller. Measured with 500 patches at once: one connection for each call costs more than
-/// twice the processor time when they have to be opened first, and one connection for all is slower than some.
-const HALT_CONNECTIONS: usize = 4;
-/// How often a shared connection is tried out, idle or not, and how long the server may take to answer that.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest message that is passed on, in characters.
 const MESSAGE_LIMIT: usize = 256;
 
@@ -84,7 +67,7 @@ impl Clients {
         Ok(Self {
             watch: connect(&patient)?,
             api: retry_reads(connect(&strict)?),
-            halt: retry_reads(shared_connections(&patient)?),
+            halt: retry_reads(shared::connect(&patient)?),
             lease: retry_reads(connect(&strict)?),
             turns: Turns::new(turns),
         })
@@ -100,50 +83,6 @@ impl Clients {
 /// A client that opens a connection for each call that finds no idle one.
 fn connect(config: &Config) -> Result<Client, ConnectError> {
     Client::try_from(config.clone()).map_err(|error| ConnectError(error.to_string()))
-}
-
-/// A client whose calls share a few HTTP/2 connections. A server that does not speak HTTP/2 gets HTTP/1.1.
-fn shared_connections(config: &Config) -> Result<Client, ConnectError> {
-    // Without TLS nothing is negotiated, and kube knows how to use a proxy.
-    if config.cluster_url.scheme() != Some(&Scheme::HTTPS) || config.proxy_url.is_some() {
-        return connect(config);
-    }
-    let clients = (0..HALT_CONNECTIONS).map(|_| shared_connection(config)).collect::<Result<Vec<_>, _>>()?;
-    let next = AtomicUsize::new(0);
-    let service = service_fn(move |request: Request<Body>| {
-        let client = clients[next.fetch_add(1, Ordering::Relaxed) % HALT_CONNECTIONS].clone();
-        async move { Ok::<_, BoxError>(client.send(request).await?) }
-    });
-    Ok(Client::new(service, config.default_namespace.clone()))
-}
-
-fn shared_connection(config: &Config) -> Result<Client, ConnectError> {
-    let unusable = |error: Error| ConnectError(error.to_string());
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    let mut tls =
-        HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config().map_err(unusable)?).https_or_http();
-    if let Some(name) = config.tls_server_name.clone() {
-        let name = name.clone().try_into().map_err(|_| ConnectError(format!("{name:?} is not a server name")))?;
-        tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name));
-    }
-    let mut connector = TimeoutConnector::new(tls.enable_all_versions().wrap_connector(tcp));
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let connections = Connections::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_idle_timeout(None)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .http2_keep_alive_timeout(PING_TIMEOUT)
-        .http2_keep_alive_while_idle(true)
-        .build::<_, Body>(connector);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(unusable)?)
-        .layer(config.extra_headers_layer().map_err(unusable)?)
-        .map_err(BoxError::from)
-        .service(connections);
-    Ok(Client::new(service, config.default_namespace.clone()))
 }
 
 /// The cluster's address or credentials are unusable.

@@ -23,7 +23,7 @@ use tokio::{sync::Mutex, time::Instant};
 /// The longest that one call may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long an answer is good.
-const KEEP: Duration = Duration::from_secs(60);
+const KEEP: Duration = Duration::from_secs(25);
 /// How long an answer is good that is not `Intact`.
 const KEEP_BAD: Duration = Duration::from_secs(5);
 
@@ -228,7 +228,7 @@ pub fn namespace_excluded(namespace: &str) -> bool {
     })
 }
 
-/// The state of the guardrails, read again at most once a minute (every 5 s while something is wrong). Cheap to clone.
+/// The state of the guardrails, read again at most every 25 s (every 5 s while something is wrong). Cheap to clone.
 #[derive(Clone)]
 pub struct Guardrails {
     client: Client,
@@ -241,7 +241,7 @@ impl Guardrails {
         Self { client, last: Arc::default() }
     }
 
-    /// The state, at most a minute old.
+    /// The state, at most 25 s old.
     pub async fn state(&self) -> GuardrailState {
         // Held while reading, so that many askers cause one read.
         let mut last = self.last.lock().await;

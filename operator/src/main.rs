@@ -1,6 +1,6 @@
 //! Reads the arguments, puts the real world in, and runs until it is told to stop or is not the leader any more.
 
-use std::{net::ToSocketAddrs, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use kube::Config;
@@ -13,6 +13,7 @@ use standfast_operator::{
     leader::{Candidate, Settings},
     metrics::Metrics,
     outbound::{
+        api_server,
         connect::{Connector, SystemResolver},
         guard::{Guard, GuardConfig},
         http::HttpTransport,
@@ -66,7 +67,7 @@ async fn run(args: Args) -> Result<()> {
         deny_cidrs: args.deny_cidrs.0.clone(),
         allow_cidrs: args.allow_cidrs.0.clone(),
         cluster_domain: args.cluster_domain.clone(),
-        api_server: api_server(&config),
+        api_server: api_server::addresses(&config, &args.cluster_domain, &SystemResolver::default()).await,
         ..GuardConfig::default()
     }));
     let connector = || Connector::new(Arc::clone(&guard), Arc::new(SystemResolver::default()), vec![]);
@@ -122,15 +123,4 @@ async fn run(args: Args) -> Result<()> {
     term.release().await;
     stop.cancel();
     ended
-}
-
-/// Addresses of the API server, as far as they can be told: nobody's request may go there.
-fn api_server(config: &Config) -> Vec<std::net::SocketAddr> {
-    let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = config.cluster_url.port_u16().unwrap_or(443);
-    let mut found: Vec<_> = (host, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
-    if let Ok(host) = std::env::var("KUBERNETES_SERVICE_HOST") {
-        found.extend((host, port).to_socket_addrs().into_iter().flatten());
-    }
-    found
 }

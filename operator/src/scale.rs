@@ -17,7 +17,10 @@ use kube::{
 use serde_json::{Value, json};
 use standfast_crds::v1alpha1::WorkloadKind;
 
-use crate::workloads::Key;
+use crate::{
+    client::{self, ApiError, Class},
+    workloads::Key,
+};
 
 /// The field manager of every change of a workload.
 pub const FIELD_MANAGER: &str = "standfast";
@@ -43,21 +46,14 @@ pub enum ScaleError {
 }
 
 impl ScaleError {
-    fn of(key: &Key, error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => match status.code {
-                404 => Self::NotFound(key.clone()),
-                409 => Self::Moved(key.clone()),
-                // The test of a JSON Patch that does not hold, and a path that is not there, are 422.
-                422 if status.message.contains("the server rejected our request due to an error in our request")
-                    || status.message.contains("test") =>
-                {
-                    Self::Moved(key.clone())
-                }
-                403 | 422 => Self::Refused(key.clone(), status.message),
-                _ => Self::Failed(key.clone(), status.message),
-            },
-            other => Self::Failed(key.clone(), other.to_string()),
+    fn of(key: &Key, error: &ApiError) -> Self {
+        let said = || error.status().map_or_else(|| error.to_string(), |s| s.message.clone());
+        match error.class() {
+            Class::NotFound => Self::NotFound(key.clone()),
+            Class::Conflict => Self::Moved(key.clone()),
+            Class::Invalid if error.is_failed_test() => Self::Moved(key.clone()),
+            Class::Denied | Class::Invalid => Self::Refused(key.clone(), said()),
+            Class::Transient | Class::Throttled | Class::UnknownOutcome => Self::Failed(key.clone(), said()),
         }
     }
 }
@@ -95,14 +91,12 @@ impl Scaler {
     /// Reads the size live.
     pub async fn read(&self, key: &Key) -> Result<(Size, String), ScaleError> {
         match key.kind {
-            WorkloadKind::Deployment => {
-                scale_size(key, deadline(key, self.api::<Deployment>(key).get_scale(&key.name)).await?)
-            }
+            WorkloadKind::Deployment => scale_size(look(key, self.api::<Deployment>(key).get_scale(&key.name)).await?),
             WorkloadKind::StatefulSet => {
-                scale_size(key, deadline(key, self.api::<StatefulSet>(key).get_scale(&key.name)).await?)
+                scale_size(look(key, self.api::<StatefulSet>(key).get_scale(&key.name)).await?)
             }
             WorkloadKind::CronJob => {
-                let job = deadline(key, self.api::<CronJob>(key).get(&key.name)).await?;
+                let job = look(key, self.api::<CronJob>(key).get(&key.name)).await?;
                 let suspended = job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false);
                 Ok((Size::Suspended(suspended), job.resource_version().unwrap_or_default()))
             }
@@ -155,13 +149,13 @@ impl Scaler {
         let params = PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         match key.kind {
             WorkloadKind::Deployment => {
-                deadline(key, self.api::<Deployment>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
+                change(key, self.api::<Deployment>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
             }
             WorkloadKind::StatefulSet => {
-                deadline(key, self.api::<StatefulSet>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
+                change(key, self.api::<StatefulSet>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
             }
             WorkloadKind::CronJob => {
-                deadline(key, self.api::<CronJob>(key).patch(&key.name, &params, &patch)).await.map(drop)
+                change(key, self.api::<CronJob>(key).patch(&key.name, &params, &patch)).await.map(drop)
             }
         }
     }
@@ -174,14 +168,15 @@ impl Scaler {
     }
 }
 
-fn scale_size(_key: &Key, scale: Scale) -> Result<(Size, String), ScaleError> {
+fn scale_size(scale: Scale) -> Result<(Size, String), ScaleError> {
     let replicas = scale.spec.and_then(|s| s.replicas).unwrap_or(0);
     Ok((Size::Replicas(replicas), scale.metadata.resource_version.unwrap_or_default()))
 }
 
-async fn deadline<T>(key: &Key, call: impl Future<Output = kube::Result<T>>) -> Result<T, ScaleError> {
-    match tokio::time::timeout(DEADLINE, call).await {
-        Ok(done) => done.map_err(|e| ScaleError::of(key, e)),
-        Err(_) => Err(ScaleError::Failed(key.clone(), format!("no answer within {} s", DEADLINE.as_secs()))),
-    }
+async fn look<T>(key: &Key, call: impl Future<Output = kube::Result<T>>) -> Result<T, ScaleError> {
+    client::read(DEADLINE, format!("reading the size of {key}"), call).await.map_err(|e| ScaleError::of(key, &e))
+}
+
+async fn change<T>(key: &Key, call: impl Future<Output = kube::Result<T>>) -> Result<T, ScaleError> {
+    client::write(DEADLINE, format!("changing the size of {key}"), call).await.map_err(|e| ScaleError::of(key, &e))
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// How far a step is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum StepState {
-    /// Not begun.
+    /// Not begun, or waiting for another attempt.
     #[default]
     Pending,
     /// Its intent is recorded; its effect may have happened.

@@ -178,7 +178,7 @@ pub struct TradingHaltStatus {
     pub venues: Vec<VenueStatus>,
     /// What was done, with results. An intent is here before its effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128))]
+    #[schemars(length(max = 512))]
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
     pub actions: Vec<ActionStatus>,
     /// Open orders that should not be, at all venues; absent when not known.
@@ -348,6 +348,9 @@ pub struct ActionStatus {
     pub state: ActionState,
     /// How often it was tried.
     pub attempts: i64,
+    /// The Job that carries out the present attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_ref: Option<String>,
     /// When it was last tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempt_at: Option<MicroTime>,

@@ -103,7 +103,8 @@ pub enum ResumePhase {
     Restoring,
     /// Trading.
     Completed,
-    /// Not released, or released and halted again: the message says which.
+    /// Not released, or released and not brought to its end: the message says which. What was released stays released,
+    /// unless another halt holds.
     Failed,
     /// Ended by `abort`.
     Aborted,

@@ -25,6 +25,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub const TIMEOUT_LIMIT: Duration = Duration::from_secs(60);
 /// Pages of one read that are followed.
 const PAGES: usize = 50;
+/// Orders or positions of one read at most.
+const ITEMS: usize = 50_000;
 
 /// Sends the requests of TradingSystems.
 #[derive(Clone)]
@@ -185,6 +187,9 @@ impl Caller {
                 Page::Count(count) => return Ok(Page::Count(count)),
                 Page::Items { items, next } => {
                     all.extend(items);
+                    if all.len() > ITEMS {
+                        return Err(about(format!("there are more than {ITEMS} items: let count name their number")));
+                    }
                     let Some(next) = next else { return Ok(Page::Items { items: all, next: None }) };
                     url = reader.next_url(&url, &next).map_err(|error| about(error.to_string()))?;
                 }

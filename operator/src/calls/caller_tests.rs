@@ -301,6 +301,15 @@ async fn pages_that_are_not_followed(#[case] next: &str, #[case] expected: &str,
 }
 
 #[tokio::test]
+async fn too_many_items() {
+    let items = vec![json!({}); 10_000];
+    let (caller, venue) = caller((0..60).map(|turn| answer(&json!({"o": items, "n": format!("?page={turn}")}))));
+    let error = caller.read_orders("trading", &orders_read(json!({"items": "$.o[*]", "next": "$.n"}))).await;
+    assert!(error.unwrap_err().to_string().contains("more than 50000 items"));
+    assert_eq!(venue.sent().len(), 6);
+}
+
+#[tokio::test]
 async fn a_broken_later_page_breaks_the_read() {
     let (caller, _) = caller([answer(&json!({"o": [{}], "n": "?p=2"})), reply(500, "")]);
     let read = orders_read(json!({"items": "$.o[*]", "next": "$.n"}));

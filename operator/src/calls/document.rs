@@ -5,6 +5,10 @@
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
+/// Objects in one answer at most, and values: in memory they are many times as large as on the wire.
+const OBJECTS: usize = 50_000;
+const VALUES: usize = 400_000;
+
 /// A JSON document that remembers how its numbers were written.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -52,9 +56,13 @@ impl Scalar {
 impl Document {
     /// Reads an answer. The error never repeats what stands in it.
     pub fn parse(body: &[u8]) -> Result<Self, String> {
-        let plain = serde_json::from_slice(body).map_err(|e| format!("the answer is not JSON: {e}"))?;
-        let written =
-            serde_json::from_slice(&quote_numbers(body)).map_err(|e| format!("the answer is not JSON: {e}"))?;
+        let (quoted, objects, values) = quote_numbers(body);
+        if objects > OBJECTS || values > VALUES {
+            return Err(format!("the answer holds {objects} objects and {values} values: ask for smaller pages"));
+        }
+        let not_json = |e| format!("the answer is not JSON: {e}");
+        let plain = serde_json::from_slice(body).map_err(not_json)?;
+        let written = serde_json::from_slice(&quoted).map_err(not_json)?;
         Ok(Self { plain, written })
     }
 
@@ -275,7 +283,7 @@ fn closing_quote(bytes: &[u8], open: usize) -> Option<usize> {
 /// answers, and the operator serves others too.
 fn affordable(text: &str) -> Result<(), String> {
     let bytes = text.as_bytes();
-    let (mut at, mut roots, mut descents, mut depth, mut deepest) = (0, 0, 0, 0usize, 0);
+    let (mut at, mut roots, mut descents, mut depth, mut deepest, mut patterns) = (0, 0, 0, 0usize, 0, false);
     while at < bytes.len() {
         match bytes[at] {
             b'\'' | b'"' => at = closing_quote(bytes, at).unwrap_or(bytes.len()),
@@ -285,6 +293,7 @@ fn affordable(text: &str) -> Result<(), String> {
                 at += 1;
             }
             b'[' | b'(' => {
+                patterns |= text[..at].ends_with("match") || text[..at].ends_with("search");
                 depth += 1;
                 deepest = deepest.max(depth);
             }
@@ -293,17 +302,19 @@ fn affordable(text: &str) -> Result<(), String> {
         }
         at += 1;
     }
-    if bytes.len() > 1024 || roots > 1 || descents > 1 || deepest > 6 {
+    if bytes.len() > 1024 || roots > 1 || descents > 1 || deepest > 6 || patterns {
         return Err(format!(
-            "the JSONPath {text:?} costs too much: use $ and .. at most once each, and at most 6 levels of brackets"
+            "the JSONPath {text:?} costs too much: use $ and .. at most once each, at most 6 levels of brackets, and \
+             neither match() nor search()"
         ));
     }
     Ok(())
 }
 
-/// The text of valid JSON with every number in quotes.
-fn quote_numbers(body: &[u8]) -> Vec<u8> {
+/// The text of valid JSON with every number in quotes, and how many objects and values it holds.
+fn quote_numbers(body: &[u8]) -> (Vec<u8>, usize, usize) {
     let mut out = Vec::with_capacity(body.len() + body.len() / 4);
+    let (mut objects, mut values) = (0, 1);
     let mut at = 0;
     while at < body.len() {
         let start = at;
@@ -321,12 +332,14 @@ fn quote_numbers(body: &[u8]) -> Vec<u8> {
                 out.push(b'"');
             }
             byte => {
+                objects += usize::from(byte == b'{');
+                values += usize::from(matches!(byte, b',' | b'[' | b'{'));
                 out.push(byte);
                 at += 1;
             }
         }
     }
-    out
+    (out, objects, values)
 }
 
 fn number_texts(value: &Value) -> Value {

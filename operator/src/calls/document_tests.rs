@@ -41,6 +41,20 @@ fn what_is_not_json(#[values("", "[", "<html>", "[1,]", "[1] x", "01", "NaN", "{
     assert!(Document::parse(body.as_bytes()).unwrap_err().contains("not JSON"));
 }
 
+#[rstest]
+#[case("{},", OBJECTS - 2, true)]
+#[case("{},", OBJECTS + 1, false)]
+#[case("0,", VALUES + 1, false)]
+#[case("[],", VALUES / 2 + 1, false)]
+#[case("\"{,[\",", 300_000, true)]
+fn too_many_values(#[case] item: &str, #[case] times: usize, #[case] fine: bool) {
+    let body = format!("[{}{{}}]", item.repeat(times));
+    match Document::parse(body.as_bytes()) {
+        Ok(_) => assert!(fine),
+        Err(error) => assert!(!fine && error.contains("smaller pages"), "{error}"),
+    }
+}
+
 #[test]
 fn errors_do_not_repeat_the_answer() {
     let error = Document::parse(b"hunter2 hunter2").unwrap_err();
@@ -103,7 +117,18 @@ fn paths_that_name_no_items(
 
 #[rstest]
 fn paths_that_are_wrong_or_cost_too_much(
-    #[values("", "orders", "$.", "$[", "$[?]", "$..a..b", "$[?count($[*]) > 1]", "$[?@[?@[?@[?@[?@[?@[?@]]]]]]]")]
+    #[values(
+        "",
+        "orders",
+        "$.",
+        "$[",
+        "$[?]",
+        "$..a..b",
+        "$[?count($[*]) > 1]",
+        "$[?match(@.a, 'x+')]",
+        "$[?search (@.a, 'x')]",
+        "$[?@[?@[?@[?@[?@[?@[?@]]]]]]]"
+    )]
     path: &str,
 ) {
     Path::parse(path).unwrap_err();

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::service::service_fn as serve;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
@@ -203,8 +203,10 @@ async fn tls_server(protocols: &[&str], together: usize) -> (Config, Arc<AtomicU
 }
 
 #[rstest]
-#[case::shared(&["h2", "http/1.1"], HALT_CONNECTIONS)]
+// One more finds out what the server speaks.
+#[case::shared(&["h2", "http/1.1"], shared::CONNECTIONS + 1)]
 #[case::one_for_each_call(&["http/1.1"], 50)]
+#[case::one_for_each_call_without_negotiation(&[], 50)]
 #[tokio::test]
 async fn calls_of_a_halt_share_few_connections_where_the_server_can(
     #[case] protocols: &[&str],
@@ -212,14 +214,14 @@ async fn calls_of_a_halt_share_few_connections_where_the_server_can(
 ) {
     let (config, connections) = tls_server(protocols, 50).await;
     let halt = maps(Clients::new(&config, 64).unwrap().halt);
-    for _ in 0..HALT_CONNECTIONS {
-        halt.get("warm").await.unwrap();
-    }
-    assert_eq!(connections.load(Ordering::SeqCst), HALT_CONNECTIONS);
+    // All at once, and no connection is open yet.
     let (params, patch) = (PatchParams::default(), Patch::Merge(json!({})));
     let all = futures::future::join_all((0..50).map(|_| halt.patch("a", &params, &patch))).await;
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     assert_eq!(connections.load(Ordering::SeqCst), expected);
+    let all = futures::future::join_all((0..50).map(|_| halt.patch("a", &params, &patch))).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    assert_eq!(connections.load(Ordering::SeqCst), expected, "and they stay open");
 }
 
 #[tokio::test]

@@ -76,7 +76,9 @@ pub fn decide(
     at: Moment<'_>,
     controls: Controls,
 ) -> Decision {
-    if journal.iter().any(|e| e.epoch.is_some_and(|e| e > at.epoch)) {
+    // Terms begin anew when a Lease was deleted: only a call that may be under way tells of somebody newer.
+    let newer = |e: &StepStatus| e.state == StepState::Running && e.epoch.is_some_and(|epoch| epoch > at.epoch);
+    if journal.iter().any(|e| newer(e) && until(e.deadline.as_ref(), Duration::ZERO, at.now).is_some()) {
         return Decision::Superseded;
     }
     if controls.abort {

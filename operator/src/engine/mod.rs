@@ -15,7 +15,7 @@
 //! 4. The result is recorded. A call that was acknowledged clears the deadline; one whose outcome is open leaves it.
 //!
 //! After a crash the run finds an intent without a result. It observes, and until the deadline it does no more than
-//! that, whoever's intent it was: a leader that is on its way out may still be calling. Afterwards an effect that
+//! that, whosever intent it was: a leader that is on its way out may still be calling. Afterwards an effect that
 //! certainly did not happen, or that may be repeated, gets a new attempt. One that may not, and that cannot be
 //! observed, becomes `Indeterminate`: a person has to decide.
 //!
@@ -110,6 +110,20 @@ pub enum Acted {
     Failed(String),
     /// It may have had an effect.
     Unknown(String),
+}
+
+impl Acted {
+    /// One word for logs.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "Done",
+            Self::NotNeeded(_) => "NotNeeded",
+            Self::Started { .. } => "Started",
+            Self::Again(_) => "Again",
+            Self::Failed(_) => "Failed",
+            Self::Unknown(_) => "Unknown",
+        }
+    }
 }
 
 /// One step of a procedure. It brings what it needs to observe and to act.

@@ -140,7 +140,7 @@ pub async fn advance(
             for (result, acted) in &results {
                 tracing::info!(
                     run, step = result.name, attempt = result.attempts, state = ?result.state,
-                    message = result.message, outcome = ?std::mem::discriminant(acted), "step called"
+                    message = result.message, outcome = acted.word(), "step called"
                 );
             }
             record_results(journal, &intents, results.into_iter().map(|(r, _)| r).collect()).await?;

@@ -10,13 +10,14 @@ use kube::{
 };
 use serde_json::json;
 use standfast_crds::v1alpha1::{
-    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, StateRead, TradingHalt, TradingHaltStatus,
-    TradingSystem, Venue, shorten,
+    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, LatchedWorkload, StateRead, TradingHalt,
+    TradingHaltStatus, TradingSystem, Venue, shorten,
 };
 
 use super::{HaltReconciler, decide::Effect, latch};
 use crate::{
     calls::{Item, Outcome},
+    client::{self, Class},
     outbound::{Call, CallError},
     scale::{FIELD_MANAGER, ScaleError, Size},
     workloads::Key,
@@ -39,6 +40,10 @@ pub struct Done {
     pub begun: Timestamp,
     /// What became of it.
     pub outcome: Outcome,
+    /// The Job that goes on with it.
+    pub job: Option<String>,
+    /// A workload that was not as it was expected to be: its size, read live.
+    pub found: Option<(Key, Size)>,
 }
 
 /// Requests that were made ready before they are needed: secrets read, placeholders filled.
@@ -103,8 +108,11 @@ pub fn note(status: &mut TradingHaltStatus, results: &[Done], intended: bool) {
             (all, bad) => format!("{bad} of {all} not done: {}", worst.outcome.message),
         };
         let action = entry(status, name);
+        // A Job that goes on is still the same attempt.
+        let goes_on = action.external_ref.is_some() && action.external_ref == worst.job;
         action.state = worst.outcome.state;
-        action.attempts += i64::from(!intended);
+        action.attempts += i64::from(!intended && !goes_on);
+        action.external_ref = worst.job.clone().filter(|_| worst.outcome.state == ActionState::Intended);
         action.last_attempt_at = Some(MicroTime(worst.begun));
         action.message = Some(shorten(&message));
     }
@@ -157,11 +165,20 @@ impl HaltReconciler {
             let prepared = ready.remove(&name(&effect));
             async move {
                 let (name, begun) = (name(&effect), Timestamp::now());
-                let outcome = match self.leadership.check(EFFECT_DEADLINE) {
-                    Ok(()) => self.effect(halt, status, system, effect, prepared).await,
-                    Err(lost) => failed(format!("not begun: {lost}")),
+                let mut found = None;
+                let (outcome, job) = match self.leadership.check(EFFECT_DEADLINE) {
+                    Ok(()) => match (&effect, system.and_then(|s| job_of(s, &effect))) {
+                        (_, Some(action)) => self.job_action(halt, status, &name, action).await,
+                        (Effect::Stop(key, size), None) => {
+                            let (outcome, live) = self.stop(key, *size).await;
+                            found = live.map(|live| (key.clone(), live));
+                            (outcome, None)
+                        }
+                        _ => (self.effect(halt, status, system, effect, prepared).await, None),
+                    },
+                    Err(lost) => (failed(format!("not begun: {lost}")), None),
                 };
-                Done { name, begun, outcome }
+                Done { name, begun, outcome, job, found }
             }
         });
         let work: Vec<_> = work.collect();
@@ -181,9 +198,9 @@ impl HaltReconciler {
             Effect::WriteLatch => {
                 let data = latch::data(halt, &status.workloads);
                 let written = self.latches.write(&namespace, &latch::name(&halt.name_any()), data).await;
-                written.map_or_else(failed, |()| done("written"))
+                written.map_or_else(|e| failed(e.to_string()), |()| done("written"))
             }
-            Effect::Stop(key, size) => self.stop(key, *size).await,
+            Effect::Stop(key, size) => self.stop(key, *size).await.0,
             Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
             Effect::ApplicationHalt => {
                 let own = system.and_then(|s| s.spec.application_halt.as_ref());
@@ -195,15 +212,15 @@ impl HaltReconciler {
             }
             Effect::CancelAll(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.cancel_orders.get(*n)));
-                self.perform(halt, status, &effect, action, prepared).await
+                self.perform(&namespace, &effect, action, prepared).await
             }
             Effect::Suspend(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.suspend_trading.get(*n)));
-                self.perform(halt, status, &effect, action, prepared).await
+                self.perform(&namespace, &effect, action, prepared).await
             }
             Effect::CloseAll(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.close_positions.get(*n)));
-                self.perform(halt, status, &effect, action, prepared).await
+                self.perform(&namespace, &effect, action, prepared).await
             }
             Effect::CancelOne(venue, item) => {
                 let request = system.and_then(|s| find(s, venue)?.cancel_order.as_ref()).map(|a| &a.http);
@@ -222,17 +239,13 @@ impl HaltReconciler {
 
     async fn perform(
         &self,
-        halt: &TradingHalt,
-        status: &TradingHaltStatus,
+        namespace: &str,
         effect: &Effect,
         action: Option<&Action>,
         prepared: Option<Result<Call, CallError>>,
     ) -> Outcome {
         match action {
-            Some(Action { job: Some(job), .. }) => self.job_action(halt, status, &name(effect), job).await,
-            Some(action) => {
-                self.send(&halt.namespace().unwrap_or_default(), action.http.as_ref(), None, prepared).await
-            }
+            Some(action) => self.send(namespace, action.http.as_ref(), None, prepared).await,
             None => failed(format!("{} is not in the TradingSystem any more", name(effect))),
         }
     }
@@ -295,36 +308,49 @@ impl HaltReconciler {
         bad.unwrap_or_else(|| done(&format!("{sent} orders were asked to be cancelled")))
     }
 
-    /// Stops a workload. Its size may have changed since it was seen: then the live one is taken.
-    async fn stop(&self, key: &Key, mut from: Size) -> Outcome {
-        for _ in 0..5 {
-            match self.scaler.stop(key, from).await {
-                Ok(()) => return done("stopped"),
-                Err(ScaleError::NotFound(_)) => return done("there is no such workload"),
-                Err(ScaleError::Moved(_)) => match self.scaler.read(key).await {
-                    Ok((size, _)) if size == Size::stopped(key.kind) => return done("stopped already"),
-                    Ok((size, _)) => from = size,
-                    Err(ScaleError::NotFound(_)) => return done("there is no such workload"),
-                    Err(error) => return failed(error.to_string()),
-                },
-                Err(error @ ScaleError::Failed(..)) => return unknown(error.to_string()),
-                Err(error) => return failed(error.to_string()),
-            }
+    /// Stops a workload that is still of the size `from`. If it is not, its live size is told and nothing is done: what
+    /// it goes back to is recorded first, and the next look stops it.
+    async fn stop(&self, key: &Key, from: Size) -> (Outcome, Option<Size>) {
+        match self.scaler.stop(key, from).await {
+            Ok(()) => (done("stopped"), None),
+            Err(ScaleError::NotFound(_)) => (done("there is no such workload"), None),
+            Err(ScaleError::Moved(_)) => match self.scaler.read(key).await {
+                Ok((size, _)) if size == Size::stopped(key.kind) => (done("stopped already"), None),
+                Ok((size, _)) => {
+                    (failed(format!("{key} had another size than was seen; it is stopped next")), Some(size))
+                }
+                Err(ScaleError::NotFound(_)) => (done("there is no such workload"), None),
+                Err(error) => (failed(error.to_string()), None),
+            },
+            Err(error @ ScaleError::Failed(..)) => (unknown(error.to_string()), None),
+            Err(error) => (failed(error.to_string()), None),
         }
-        failed(format!("{key} changes faster than it can be stopped; it is tried again"))
+    }
+
+    /// Sizes, read live, of workloads that the cache said were stopped and that are not.
+    pub(super) async fn hidden(&self, namespace: &str, workloads: &[LatchedWorkload]) -> Vec<(Key, Size)> {
+        let keys = workloads
+            .iter()
+            .filter(|w| w.inherited_from.is_none() && (w.replicas == Some(0) || w.suspended == Some(true)))
+            .map(|w| Key { namespace: namespace.into(), kind: w.kind, name: w.name.clone() });
+        let reads: Vec<_> = keys
+            .map(|key| async move {
+                let (size, _) = self.scaler.read(&key).await.ok()?;
+                (size != Size::stopped(key.kind)).then_some((key, size))
+            })
+            .collect();
+        stream::iter(reads).buffer_unordered(16).filter_map(std::future::ready).collect().await
     }
 
     async fn suspend_job(&self, namespace: &str, name: &str) -> Outcome {
         let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patch = Patch::Merge(json!({"spec": {"suspend": true}}));
-        match tokio::time::timeout(EFFECT_DEADLINE, api.patch(name, &params, &patch)).await {
-            Ok(Ok(_)) => done("suspended"),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => done("there is no such Job"),
-            Ok(Err(error)) => unknown(format!("suspending Job {namespace}/{name}: {error}")),
-            Err(_) => {
-                unknown(format!("suspending Job {namespace}/{name}: no answer within {} s", EFFECT_DEADLINE.as_secs()))
-            }
+        let what = format!("suspending Job {namespace}/{name}");
+        match client::write(EFFECT_DEADLINE, what, api.patch(name, &params, &patch)).await {
+            Ok(_) => done("suspended"),
+            Err(error) if error.class() == Class::NotFound => done("there is no such Job"),
+            Err(error) => unknown(error.to_string()),
         }
     }
 }
@@ -341,7 +367,24 @@ fn action<'a>(
     find(system, venue).and_then(pick)
 }
 
-fn done(message: &str) -> Outcome {
+/// The Job that an effect is, if it is one.
+pub(super) fn job_of<'a>(system: &'a TradingSystem, effect: &Effect) -> Option<&'a JobAction> {
+    match effect {
+        Effect::CancelAll(venue, n) => action(system, venue, |v| v.cancel_orders.get(*n)),
+        Effect::Suspend(venue, n) => action(system, venue, |v| v.suspend_trading.get(*n)),
+        Effect::CloseAll(venue, n) => action(system, venue, |v| v.close_positions.get(*n)),
+        _ => None,
+    }
+    .and_then(|a| a.job.as_ref())
+}
+
+/// Whether a Job is carrying out this effect at the moment.
+pub(super) fn running(status: &TradingHaltStatus, effect: &Effect) -> bool {
+    let name = name(effect);
+    status.actions.iter().any(|a| a.name == name && a.external_ref.is_some())
+}
+
+pub(super) fn done(message: &str) -> Outcome {
     Outcome { state: ActionState::Done, message: message.into() }
 }
 
@@ -349,6 +392,6 @@ pub(super) fn failed(message: String) -> Outcome {
     Outcome { state: ActionState::Failed, message }
 }
 
-fn unknown(message: String) -> Outcome {
+pub(super) fn unknown(message: String) -> Outcome {
     Outcome { state: ActionState::Unknown, message }
 }

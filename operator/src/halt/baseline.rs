@@ -12,6 +12,8 @@ use standfast_crds::v1alpha1::{LatchedWorkload, ResumePhase, TradingHalt, Tradin
 
 use crate::{
     held,
+    resume::BASELINES_FROM,
+    scale::Size,
     workloads::{Key, View},
 };
 
@@ -43,6 +45,23 @@ impl Registry {
     }
 }
 
+/// Puts right what was recorded from a cache that was behind: the size to go back to is the one that the workload had
+/// when it was first stopped. Tells whether anything was wrong.
+pub fn correct(workloads: &mut [LatchedWorkload], found: &[(Key, Size)]) -> bool {
+    let mut wrong = false;
+    for (key, size) in found {
+        let record = workloads.iter_mut().find(|w| w.kind == key.kind && w.name == key.name);
+        let Some(record) = record.filter(|w| w.inherited_from.is_none()) else { continue };
+        let (replicas, suspended) = match size {
+            Size::Replicas(replicas) => (Some(*replicas), None),
+            Size::Suspended(suspended) => (None, Some(*suspended)),
+        };
+        wrong |= (record.replicas, record.suspended) != (replicas, suspended);
+        (record.replicas, record.suspended) = (replicas, suspended);
+    }
+    wrong
+}
+
 /// The record of a workload that a resume released and has not brought back.
 fn unrestored(resume: &TradingResume, kind: WorkloadKind, name: &str) -> Option<LatchedWorkload> {
     let status = resume.status.as_ref()?;
@@ -53,14 +72,27 @@ fn unrestored(resume: &TradingResume, kind: WorkloadKind, name: &str) -> Option<
     plan.ok()?.into_iter().find(|w| w.kind == kind && w.name == name)
 }
 
-/// The records of `views` for the halt with the uid `uid`. The views must have been read before this is called.
+/// The record in the halt that `halt` names as the one whose release it takes back.
+fn taken_back(
+    halt: &TradingHalt,
+    halts: &[TradingHalt],
+    kind: WorkloadKind,
+    name: &str,
+) -> Option<(String, LatchedWorkload)> {
+    let from = halt.metadata.annotations.as_ref()?.get(BASELINES_FROM)?;
+    let released = halts.iter().find(|h| h.metadata.name.as_ref() == Some(from))?;
+    Some((from.clone(), held::record(released, kind, name)?))
+}
+
+/// The records of `views` for `halt`. The views must have been read before this is called.
 pub fn records(
     views: &[View],
-    uid: &str,
+    halt: &TradingHalt,
     registry: &Registry,
     halts: &[TradingHalt],
     resumes: &[TradingResume],
 ) -> Vec<LatchedWorkload> {
+    let uid = halt.metadata.uid.as_deref().unwrap_or_default();
     views
         .iter()
         .map(|view| {
@@ -79,7 +111,8 @@ pub fn records(
                     // Only what still stands at zero: somebody may have started it by hand since.
                     let stopped = resumes.iter().filter(|_| !view.active());
                     stopped.filter_map(|r| Some((r.spec.halt_ref.name.clone(), unrestored(r, kind, name)?))).next()
-                });
+                })
+                .or_else(|| taken_back(halt, halts, kind, name).filter(|_| !view.active()));
             match inherited {
                 Some((from, record)) => LatchedWorkload {
                     inherited_from: Some(from),

@@ -20,10 +20,10 @@ use super::{
     observe,
     record::{self, WriteError},
 };
-use crate::controller::Failure;
+use crate::{client, controller::Failure};
 
 /// The most workloads that one halt can hold.
-const WORKLOAD_LIMIT: usize = 1000;
+pub(super) const WORKLOAD_LIMIT: usize = 1000;
 
 impl HaltReconciler {
     /// The TradingSystem of a halt: from the cache, or live if the cache does not have it yet.
@@ -34,16 +34,16 @@ impl HaltReconciler {
             return Ok(system);
         }
         let api: Api<TradingSystem> = Api::namespaced(self.client.clone(), &namespace);
-        match tokio::time::timeout(EFFECT_DEADLINE, api.get_opt(name)).await {
-            Ok(Ok(Some(system))) => Ok(system),
-            Ok(Ok(None)) => {
+        let what = format!("reading TradingSystem {namespace}/{name}");
+        match client::read(EFFECT_DEADLINE, what, api.get_opt(name)).await {
+            Ok(Some(system)) => Ok(system),
+            Ok(None) => {
                 let names = self.systems.some_names(&namespace);
                 let there =
                     if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
                 Err(format!("TradingSystem {name} not found in namespace {namespace}: {there}"))
             }
-            Ok(Err(error)) => Err(format!("TradingSystem {namespace}/{name} could not be read: {error}")),
-            Err(_) => Err(format!("TradingSystem {namespace}/{name} could not be read: no answer")),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -61,7 +61,7 @@ impl HaltReconciler {
         views.truncate(WORKLOAD_LIMIT);
         let halts = self.halts.read_namespace(&namespace);
         let resumes = self.resumes.read_namespace(&namespace);
-        let workloads = baseline::records(&views, &uid, &self.registry, &halts, &resumes);
+        let workloads = baseline::records(&views, halt, &self.registry, &halts, &resumes);
 
         let venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
         let active = self.active(&namespace, &workloads);
@@ -125,21 +125,33 @@ impl HaltReconciler {
         self.event(&committed, "Committed", &asked);
         let started = Instant::now();
         let mut memory = Memory::new(started);
+        memory.looked = true;
         note_begun(&mut memory, &effects, started);
         memory.stopping.extend(self.active(&namespace, &status.workloads).into_iter().map(|w| w.key));
 
         let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);
         let reads = join_all(system.spec.venues.iter().map(|v| self.read_before(&namespace, &committed, v)));
-        let (results, before) = tokio::join!(self.act(&committed, &status, Some(&system), effects, ready), reads);
+        let (results, before, hidden) = tokio::join!(
+            self.act(&committed, &status, Some(&system), effects, ready),
+            reads,
+            self.hidden(&namespace, &status.workloads)
+        );
         let mut status = status;
+        let found: Vec<_> = results.iter().filter_map(|r| r.found.clone()).chain(hidden).collect();
+        memory.stopping.extend(found.iter().map(|(key, _)| key.clone()));
+        let corrected = baseline::correct(&mut status.workloads, &found);
         for (venue, (orders, positions)) in status.venues.iter_mut().zip(before) {
             (venue.orders_before, venue.positions_before) = (orders, positions);
         }
         act::note(&mut status, &results, true);
         self.note_wave(&mut memory, &mut status, &results, first_cancel, started);
         self.keep(&uid, memory);
-        self.settle(self.write(&committed, status).await)?;
-        Ok(Action::requeue(self.pace))
+        let written = self.settle(self.write(&committed, status).await)?;
+        if let (true, Some(written)) = (corrected, &written) {
+            let workloads = written.status.as_ref().map(|s| s.workloads.as_slice()).unwrap_or_default();
+            self.registry.commit(&uid, &halt.name_any(), &namespace, workloads);
+        }
+        Ok(Action::requeue(if corrected { std::time::Duration::ZERO } else { self.pace }))
     }
 
     /// Takes note of what a wave achieved.

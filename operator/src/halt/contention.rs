@@ -17,7 +17,11 @@ use standfast_crds::v1alpha1::{
 use tokio::time::Instant;
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, decide::Facts, evidence, memory::Memory};
-use crate::{scale::FIELD_MANAGER, workloads::Key};
+use crate::{
+    client,
+    scale::{FIELD_MANAGER, Size},
+    workloads::Key,
+};
 
 /// How long a contention is shown after it last happened.
 const SHOWN: Duration = Duration::from_secs(600);
@@ -47,7 +51,14 @@ impl HaltReconciler {
         now: Timestamp,
     ) {
         let generation = halt.metadata.generation;
-        let raised = memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some());
+        let raised = match memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some()) {
+            // The cache may be behind our own change: only what is raised live was raised by somebody.
+            Some(workload) => match self.scaler.read(&workload.key).await {
+                Ok((size, _)) if size == Size::stopped(workload.key.kind) => None,
+                _ => Some(workload),
+            },
+            None => None,
+        };
         let recent = memory.contended.is_some_and(|at| at.elapsed() < SHOWN);
         match raised {
             Some(workload) => {
@@ -81,16 +92,16 @@ impl HaltReconciler {
                 Api::<K>::namespaced(client, &key.namespace).get_metadata(&key.name).await?;
             Ok(meta.managed_fields().to_vec())
         }
-        let client = self.client.clone();
+        let api = self.client.clone();
         let read = async {
             match key.kind {
-                WorkloadKind::Deployment => fields::<Deployment>(client, key).await,
-                WorkloadKind::StatefulSet => fields::<StatefulSet>(client, key).await,
-                WorkloadKind::CronJob => fields::<CronJob>(client, key).await,
+                WorkloadKind::Deployment => fields::<Deployment>(api, key).await,
+                WorkloadKind::StatefulSet => fields::<StatefulSet>(api, key).await,
+                WorkloadKind::CronJob => fields::<CronJob>(api, key).await,
             }
         };
-        match tokio::time::timeout(EFFECT_DEADLINE, read).await {
-            Ok(Ok(fields)) => match manager(&fields, key.kind) {
+        match client::read(EFFECT_DEADLINE, format!("reading the field managers of {key}"), read).await {
+            Ok(fields) => match manager(&fields, key.kind) {
                 Some(manager) => format!("field manager {manager}"),
                 None => "somebody whose field manager is not recorded".into(),
             },

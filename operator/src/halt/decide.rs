@@ -448,6 +448,10 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
         let message = "CloseAll is not among the TradingSystem's haltPolicy.allowedPositionActions: positions are kept";
         return verdict("False", NOT_ALLOWED, message.into());
     }
+    if facts.venues.is_empty() {
+        let message = "the TradingSystem names no venue: whether positions are open is not known";
+        return verdict("Unknown", "NoVenues", message.into());
+    }
     let (mut open, mut flat, mut hindrance) = (0, true, None);
     for venue in &facts.venues {
         match &venue.positions {
@@ -477,3 +481,7 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
     }
     verdict("False", "Closing", left)
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,34 +1,151 @@
-//! Actions and reads that run as Jobs.
+//! Actions and reads that run as Jobs: slow, for what HTTP cannot do.
 
-use standfast_crds::v1alpha1::{JobAction, OrdersRead, PositionsRead, TradingHalt, TradingHaltStatus, Venue};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use kube::{Resource, ResourceExt};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use standfast_crds::v1alpha1::{ActionState, JobAction, TradingHalt, TradingHaltStatus};
+use tokio::time::Instant;
 
 use super::{HaltReconciler, act, decide::Known};
-use crate::calls::{Orders, Outcome, Positions};
+use crate::{
+    calls::Outcome,
+    jobs::{self, JobError, JobState},
+};
+
+/// The shortest time between two Jobs that read the same thing.
+const PAUSE: Duration = Duration::from_secs(300);
+/// The longest that a Job may run, whatever its action says.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Reads that run as Jobs, of one halt. Names are salted, so that what another process began is not taken for an
+/// answer to a question of this one.
+pub struct JobReads {
+    salt: i128,
+    reads: Mutex<HashMap<String, JobRead>>,
+}
+
+#[derive(Clone, Default)]
+struct JobRead {
+    count: u64,
+    begun: Option<Instant>,
+    running: bool,
+    last: Option<(Instant, Known<Value>)>,
+}
+
+impl JobReads {
+    /// No reads yet.
+    pub fn new(salt: i128) -> Self {
+        Self { salt, reads: Mutex::default() }
+    }
+
+    fn get(&self, what: &str) -> JobRead {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).get(what).cloned().unwrap_or_default()
+    }
+
+    fn put(&self, what: &str, read: JobRead) {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).insert(what.into(), read);
+    }
+}
+
+/// The answer of a read: when its Job was begun, and what it said. The same answer is given until there is a newer one.
+pub struct Answer {
+    /// When the Job was begun.
+    pub begun: Instant,
+    /// Whether it is given for the first time.
+    pub fresh: bool,
+    /// What it said.
+    pub value: Known<Value>,
+}
+
+/// A name that tells the halt and is the same for the same attempt.
+fn name(halt: &TradingHalt, what: &str, attempt: impl std::fmt::Display) -> String {
+    let uid = halt.uid().unwrap_or_default();
+    let digest = Sha256::digest(format!("{uid}/{what}/{attempt}"));
+    let digest: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    let short: String = uid.chars().filter(char::is_ascii_hexdigit).take(8).collect();
+    format!("standfast-{short}-{digest}")
+}
 
 impl HaltReconciler {
-    pub(super) async fn job_action(&self, _: &TradingHalt, _: &TradingHaltStatus, _: &str, _: &JobAction) -> Outcome {
-        act::failed("not yet".into())
+    /// Begins the Job of an action, or tells how far it is.
+    pub(super) async fn job_action(
+        &self,
+        halt: &TradingHalt,
+        status: &TradingHaltStatus,
+        what: &str,
+        action: &JobAction,
+    ) -> (Outcome, Option<String>) {
+        let known = status.actions.iter().find(|a| a.name == what);
+        let (attempts, running) = known.map_or((0, None), |a| (a.attempts, a.external_ref.clone()));
+        // An intent without a Job is the attempt that is due; otherwise it is the next one.
+        let intended = known.is_some_and(|a| a.state == ActionState::Intended && a.external_ref.is_none());
+        let job = running.unwrap_or_else(|| name(halt, what, if intended { attempts } else { attempts + 1 }));
+        let outcome = match self.ensure(halt, &job, action).await {
+            Ok(JobState::Running) => Outcome { state: ActionState::Intended, message: format!("Job {job} is running") },
+            Ok(JobState::Succeeded { .. }) => act::done(&format!("Job {job} succeeded")),
+            Ok(JobState::Failed { message }) => act::unknown(message),
+            Ok(JobState::Foreign { message }) | Err(JobError::Refused(message)) => act::failed(message),
+            Err(JobError::Failed(message)) => {
+                return (Outcome { state: ActionState::Intended, message }, Some(job));
+            }
+        };
+        (outcome, Some(job))
     }
 
-    pub(super) async fn job_orders(
+    /// Reads by a Job; at most one every five minutes.
+    pub(super) async fn job_read(
         &self,
-        _: &str,
-        _: &TradingHalt,
-        _: &Venue,
-        _: usize,
-        _: &OrdersRead,
-    ) -> Known<Orders> {
-        Err("not yet".into())
+        halt: &TradingHalt,
+        reads: &JobReads,
+        what: &str,
+        action: &JobAction,
+    ) -> Answer {
+        let mut read = reads.get(what);
+        let due = read.begun.is_none_or(|at| at.elapsed() >= PAUSE);
+        if !read.running && due {
+            read = JobRead { count: read.count + 1, begun: Some(Instant::now()), running: true, ..read };
+        }
+        let begun = read.begun.unwrap_or_else(Instant::now);
+        let mut fresh = false;
+        if read.running {
+            let job = name(halt, what, format!("{}/{}", reads.salt, read.count));
+            let value = match self.ensure(halt, &job, action).await {
+                Ok(JobState::Running) | Err(JobError::Failed(_)) => None,
+                Ok(JobState::Succeeded { result: Some(value) }) => Some(Ok(value)),
+                Ok(JobState::Succeeded { result: None }) => {
+                    Some(Err(format!("Job {job} succeeded, but its termination message is no JSON: nothing is known")))
+                }
+                Ok(JobState::Failed { message } | JobState::Foreign { message }) | Err(JobError::Refused(message)) => {
+                    Some(Err(message))
+                }
+            };
+            if let Some(value) = value {
+                (fresh, read.running, read.last) = (true, false, Some((begun, value)));
+                if let Err(error) =
+                    jobs::delete_job(&self.client, &halt.namespace().unwrap_or_default(), &job, &owner(halt)).await
+                {
+                    tracing::debug!(%error, job, "the Job of a read was left behind; it goes with its halt");
+                }
+            }
+        }
+        reads.put(what, read.clone());
+        let (begun, value) = read.last.unwrap_or_else(|| (begun, Err("the Job that reads has not ended yet".into())));
+        Answer { begun, fresh, value }
     }
 
-    pub(super) async fn job_positions(
-        &self,
-        _: &str,
-        _: &TradingHalt,
-        _: &Venue,
-        _: usize,
-        _: &PositionsRead,
-    ) -> Known<Positions> {
-        Err("not yet".into())
+    async fn ensure(&self, halt: &TradingHalt, job: &str, action: &JobAction) -> Result<JobState, JobError> {
+        let env = jobs::environment(&halt.spec.system_ref.name, &halt.name_any(), &halt.spec.reason);
+        let namespace = halt.namespace().unwrap_or_default();
+        jobs::ensure_job(&self.client, &namespace, job, &owner(halt), action, &env, LONGEST).await
     }
+}
+
+fn owner(halt: &TradingHalt) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
+    halt.owner_ref(&()).unwrap_or_default()
 }

@@ -14,8 +14,9 @@ use standfast_crds::{
 
 use super::decide::LatchFact;
 use crate::{
+    client::{self, ApiError, Class},
     controller::Failure,
-    scale::{ScaleError, Scaler},
+    scale::{FIELD_MANAGER, ScaleError, Scaler},
     workloads::Key,
 };
 
@@ -81,13 +82,17 @@ impl Latches {
 
     /// Whether the latch is there and says what it should.
     pub async fn written(&self, namespace: &str, name: &str, data: &BTreeMap<String, String>) -> Result<bool, String> {
-        let found = deadline(self.api(namespace).get_opt(name)).await;
-        let found = found.map_err(|e| format!("the latch ConfigMap {name} could not be read: {e}"))?;
+        let found = self.read(namespace, name).await.map_err(|e| e.to_string())?;
         Ok(found.is_some_and(|c| labelled(&c) && c.data.as_ref() == Some(data)))
     }
 
+    async fn read(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, ApiError> {
+        let what = format!("reading the latch ConfigMap {namespace}/{name}");
+        client::read(DEADLINE, what, self.api(namespace).get_opt(name)).await
+    }
+
     /// Makes the latch be there and say what it should.
-    pub async fn write(&self, namespace: &str, name: &str, data: BTreeMap<String, String>) -> Result<(), String> {
+    pub async fn write(&self, namespace: &str, name: &str, data: BTreeMap<String, String>) -> Result<(), ApiError> {
         let api = self.api(namespace);
         let labels = BTreeMap::from([(LATCH_LABEL.to_owned(), LATCH_HELD.to_owned())]);
         let mut latch = ConfigMap {
@@ -95,34 +100,35 @@ impl Latches {
             data: Some(data),
             ..ConfigMap::default()
         };
-        let params = PostParams { field_manager: Some(crate::scale::FIELD_MANAGER.into()), ..PostParams::default() };
-        match deadline(api.create(&params, &latch)).await {
-            Ok(_) => return Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(format!("the latch ConfigMap {name} could not be written: {error}")),
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let what = format!("writing the latch ConfigMap {namespace}/{name}");
+        match client::write(DEADLINE, &what, api.create(&params, &latch)).await {
+            Err(error) if error.is_already_exists() => {}
+            other => return other.map(drop),
         }
-        let failed = |e: kube::Error| format!("the latch ConfigMap {name} could not be replaced: {e}");
-        let found = deadline(api.get(name)).await.map_err(failed)?;
+        let Some(found) = self.read(namespace, name).await? else {
+            // Gone in between: the next look finds it missing.
+            return Ok(());
+        };
         if labelled(&found) && found.data == latch.data {
             return Ok(());
         }
         latch.metadata.resource_version = found.metadata.resource_version;
-        deadline(api.replace(name, &params, &latch)).await.map(drop).map_err(failed)
+        client::write(DEADLINE, what, api.replace(name, &params, &latch)).await.map(drop)
     }
 
     /// Removes the latch, and says so only when it was seen to be gone.
     pub async fn remove(&self, namespace: &str, name: &str) -> Result<(), Failure> {
-        let what = format!("removing the latch ConfigMap {namespace}/{name}");
-        let api = self.api(namespace);
-        let Some(found) = deadline(api.get_opt(name)).await.map_err(|e| Failure::new(&what, e))? else { return Ok(()) };
+        let failed = |e: ApiError| Failure(e.to_string());
+        let Some(found) = self.read(namespace, name).await.map_err(failed)? else { return Ok(()) };
         let only_this = Preconditions { uid: found.metadata.uid, resource_version: None };
         let params = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
-        match deadline(api.delete(name, &params)).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(Failure::new(&what, error)),
+        let what = format!("removing the latch ConfigMap {namespace}/{name}");
+        match client::write(DEADLINE, &what, self.api(namespace).delete(name, &params)).await {
+            Err(error) if error.class() != Class::NotFound => return Err(failed(error)),
+            _ => {}
         }
-        match deadline(api.get_opt(name)).await.map_err(|e| Failure::new(&what, e))? {
+        match self.read(namespace, name).await.map_err(failed)? {
             None => Ok(()),
             Some(_) => Err(Failure(format!("{what}: it is still there"))),
         }
@@ -146,13 +152,6 @@ impl Latches {
 
 fn labelled(latch: &ConfigMap) -> bool {
     latch.metadata.labels.as_ref().and_then(|l| l.get(LATCH_LABEL)).is_some_and(|v| v == LATCH_HELD)
-}
-
-async fn deadline<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-    tokio::time::timeout(DEADLINE, call).await.unwrap_or_else(|_| {
-        let message = format!("no answer within {} s", DEADLINE.as_secs());
-        Err(kube::Error::Service(message.into()))
-    })
 }
 
 #[cfg(test)]

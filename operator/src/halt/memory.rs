@@ -5,9 +5,13 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::decide::{ActiveWorkload, Known, LatchFact, Orders, Positions};
+use super::{
+    decide::{ActiveWorkload, Known, LatchFact, Orders, Positions},
+    jobs::JobReads,
+};
 use crate::workloads::Key;
 
 /// What is remembered of one halt.
@@ -20,10 +24,14 @@ pub struct Memory {
     pub latch: Option<(Instant, LatchFact)>,
     /// The venues.
     pub venues: HashMap<String, VenueMemory>,
+    /// Whether this process has looked at the halt before.
+    pub looked: bool,
     /// The bot's own endpoint: when it is tried again, and how often it was.
     pub application: Option<Retry>,
     /// When the first close was sent.
     pub closing_since: Option<Instant>,
+    /// Reads that run as Jobs.
+    pub job_reads: JobReads,
     /// When somebody last undid a part of the halt.
     pub contended: Option<Instant>,
     /// Workloads that were not seen to be stopped yet since they belong to the halt: that they run is nobody's doing.
@@ -54,8 +62,6 @@ pub struct VenueMemory {
     pub cancel_begun: Option<Instant>,
     /// Requests to suspend that were answered.
     pub suspended: bool,
-    /// When orders were last read, for sources that may be asked rarely.
-    pub orders_read: Option<Instant>,
 }
 
 impl Memory {
@@ -66,8 +72,10 @@ impl Memory {
             stopped_since: None,
             latch: None,
             venues: HashMap::new(),
+            looked: false,
             application: None,
             closing_since: None,
+            job_reads: JobReads::new(Timestamp::now().as_nanosecond()),
             contended: None,
             stopping: HashSet::new(),
         }

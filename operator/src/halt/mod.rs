@@ -30,8 +30,8 @@ use kube::{
     runtime::{controller::Action, events::EventType},
 };
 use standfast_crds::v1alpha1::{
-    HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, VenueStatus,
-    halt_conditions as c, set_condition,
+    ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
+    TradingSystem, VenueStatus, halt_conditions as c, set_condition,
 };
 use tokio::time::Instant;
 
@@ -49,7 +49,7 @@ use crate::{
 use baseline::Registry;
 use decide::Effect;
 use latch::Latches;
-use memory::Memory;
+use memory::{Memory, Retry};
 
 /// The caches that controllers share.
 #[derive(Clone)]
@@ -88,6 +88,8 @@ pub struct HaltReconciler {
 
 /// Wait between looks while something is still moving, at most.
 const PACE: Duration = Duration::from_millis(500);
+/// The shortest wait between looks, whatever the policy says.
+const SHORTEST: Duration = Duration::from_millis(50);
 /// After this long, a halt that cannot be proven is looked at less often.
 const IMPATIENCE: Duration = Duration::from_secs(120);
 
@@ -201,6 +203,12 @@ impl HaltReconciler {
             );
         }
 
+        if !std::mem::replace(&mut memory.looked, true) && memory.application.is_none() {
+            // Another process began it and did not see its end.
+            let unanswered = |a: &ActionStatus| a.name == "applicationHalt" && a.state != ActionState::Done;
+            let now = Instant::now();
+            memory.application = status.actions.iter().any(unanswered).then_some(Retry { at: now, attempts: 0 });
+        }
         let observed = self.observe(&current, &status, &system, memory).await;
         let effects = decide::effects(&halt.spec, &policy, &observed.facts);
         status.venues = observed.venues;
@@ -225,13 +233,24 @@ impl HaltReconciler {
         }
         let begun = Instant::now();
         let first_cancel = repeatable.iter().any(act::cancels).then(Timestamp::now);
-        commit::note_begun(memory, &repeatable, begun);
+        // A Job that goes on was begun before.
+        let new: Vec<_> = repeatable.iter().filter(|e| !act::running(&status, e)).cloned().collect();
+        commit::note_begun(memory, &new, begun);
         commit::note_begun(memory, &once, begun);
         let system = system.as_ref().ok();
         let (done_once, done) = tokio::join!(
             self.act(&current, &status, system, once, HashMap::new()),
             self.act(&current, &status, system, repeatable, HashMap::new())
         );
+        let found = done.iter().filter_map(|r| r.found.clone()).filter(|(key, _)| memory.stopping.contains(key));
+        if baseline::correct(&mut status.workloads, &found.collect::<Vec<_>>()) {
+            self.registry.commit(
+                &halt.uid().unwrap_or_default(),
+                &halt.name_any(),
+                &halt.namespace().unwrap_or_default(),
+                &status.workloads,
+            );
+        }
         act::note(&mut status, &done_once, true);
         act::note(&mut status, &done, false);
         self.note_wave(memory, &mut status, &done, first_cancel, memory.started);
@@ -258,10 +277,9 @@ impl HaltReconciler {
         let (views, _) = self.workloads.trading(&namespace, &system.spec.workloads);
         let known = |w: &LatchedWorkload| status.workloads.iter().any(|k| k.kind == w.kind && k.name == w.name);
         let (halts, resumes) = (self.halts.read_namespace(&namespace), self.resumes.read_namespace(&namespace));
-        let uid = halt.uid().unwrap_or_default();
-        let mut new = baseline::records(&views, &uid, &self.registry, &halts, &resumes);
+        let mut new = baseline::records(&views, halt, &self.registry, &halts, &resumes);
         new.retain(|w| !known(w));
-        new.truncate(1000_usize.saturating_sub(status.workloads.len()));
+        new.truncate(commit::WORKLOAD_LIMIT.saturating_sub(status.workloads.len()));
         let venues: Vec<_> =
             system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name)).collect();
         let grew = !new.is_empty() || !venues.is_empty();
@@ -297,12 +315,13 @@ fn decide_intent(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp
 }
 
 fn wait(phase: HaltPhase, memory: &Memory, policy: &standfast_crds::v1alpha1::HaltPolicy, pace: Duration) -> Duration {
-    match phase {
+    let wanted = match phase {
         HaltPhase::Halted => policy.reverify_interval.get(),
         HaltPhase::Unverified if memory.started.elapsed() > IMPATIENCE => policy.reverify_interval.get(),
         _ if memory.stopped_since.is_some() => policy.verify_interval.get(),
         _ => policy.verify_interval.get().min(pace),
-    }
+    };
+    wanted.max(SHORTEST)
 }
 
 #[async_trait]
@@ -326,7 +345,11 @@ impl Reconcile for HaltReconciler {
             return self.release(&halt, None).await;
         }
         if let Some(resume) = self.release_asked(&halt) {
-            return self.release(&halt, Some(&resume)).await;
+            if self.may_release(&halt, &resume).await? {
+                return self.release(&halt, Some(&resume)).await;
+            }
+            // Refused: the halt holds, and is looked at like any other.
+            return self.look(&self.newest(&halt)).await;
         }
         self.look(&halt).await
     }

@@ -15,18 +15,21 @@ use kube::{
 };
 use standfast_crds::v1alpha1::{
     CancelOrders, LatchedWorkload, OrderSummary, PositionAction, PositionSummary, TradingHalt, TradingHaltStatus,
-    TradingSystem, Venue, VenueStatus, WorkloadKind, shorten,
+    TradingSystem, Venue, VenueStatus, Workload, WorkloadKind, shorten,
 };
 use tokio::time::Instant;
 
 use super::{
     HaltReconciler, act,
+    commit::WORKLOAD_LIMIT,
     decide::{ActiveWorkload, Facts, Known, LatchFact, Offers, Orders, Pods, Positions, VenueFacts},
+    jobs::JobReads,
     latch,
     memory::Memory,
 };
 use crate::{
-    calls::{self, Item},
+    calls::{self, Item, extract},
+    client,
     scale::Size,
     workloads::Key,
 };
@@ -69,6 +72,12 @@ struct VenueRead {
     positions: Option<Known<calls::Positions>>,
     suspended: Option<Known<bool>>,
     market_open: Option<Known<bool>>,
+    /// The orders are new since the last look.
+    new_orders: bool,
+    /// The positions are.
+    new_positions: bool,
+    /// When the first of the reads was begun.
+    begun: Instant,
 }
 
 impl HaltReconciler {
@@ -89,11 +98,7 @@ impl HaltReconciler {
         );
         let pods = self.running_pods(&namespace, &status.workloads, &jobs).await;
         let active = self.active(&namespace, &status.workloads);
-        let (_, missing) = system
-            .as_ref()
-            .map_or_else(|_| (vec![], vec![]), |s| self.workloads.trading(&namespace, &s.spec.workloads));
-        // A workload that was there when the halt latched and was deleted since is stopped for good.
-        let missing = missing.into_iter().filter(|_| status.workloads.is_empty()).collect();
+        let missing = system.as_ref().map_or_else(|_| vec![], |s| self.missing(&namespace, s, status));
         let mut facts = Facts {
             elapsed: memory.started.elapsed(),
             closing_for: memory.closing_since.map(|at| at.elapsed()),
@@ -130,7 +135,7 @@ impl HaltReconciler {
         let venues: Vec<_> = venues.collect();
         let reads = join_all(venues.iter().map(|venue| async {
             match venue {
-                Some(venue) => Some(self.read_venue(&namespace, halt, venue).await),
+                Some(venue) => Some(self.read_venue(&namespace, halt, venue, &memory.job_reads).await),
                 None => None,
             }
         }));
@@ -147,6 +152,22 @@ impl HaltReconciler {
             shown.push(status);
         }
         Observed { facts, venues: shown, jobs: jobs.unwrap_or_default() }
+    }
+
+    /// What the system names, is not there, and was not there when the halt latched: what was deleted since is stopped
+    /// for good.
+    fn missing(&self, namespace: &str, system: &TradingSystem, status: &TradingHaltStatus) -> Vec<String> {
+        let latched = |entry: &Workload| {
+            status.workloads.iter().any(|w| w.kind == entry.kind && entry.name.as_ref().is_none_or(|n| *n == w.name))
+        };
+        let entries = system.spec.workloads.iter().filter(|entry| !latched(entry));
+        let missing = entries.flat_map(|entry| self.workloads.trading(namespace, std::slice::from_ref(entry)).1);
+        let (all, _) = self.workloads.trading(namespace, &system.spec.workloads);
+        let left = all.len().saturating_sub(WORKLOAD_LIMIT);
+        let too_many = (left > 0).then(|| {
+            format!("{left} trading workloads are not latched: a halt holds at most {WORKLOAD_LIMIT}; split the TradingSystem")
+        });
+        missing.chain(too_many).collect()
     }
 
     /// Workloads of the halt that are not stopped, as the cache sees them.
@@ -207,13 +228,8 @@ impl HaltReconciler {
                 }
             }
         };
-        match tokio::time::timeout(LIST_DEADLINE, pages).await {
-            Ok(Ok(all)) => Ok(all),
-            Ok(Err(error)) => Err(format!("{what} of namespace {namespace} could not be listed: {error}")),
-            Err(_) => {
-                Err(format!("{what} of namespace {namespace} could not be listed within {} s", LIST_DEADLINE.as_secs()))
-            }
-        }
+        let what = format!("listing {what} of namespace {namespace}");
+        client::read(LIST_DEADLINE, what, pages).await.map_err(|e| e.to_string())
     }
 
     async fn running_pods(
@@ -272,38 +288,61 @@ impl HaltReconciler {
             open_positions: venue.open_positions.iter().filter(|r| r.http.is_some()).cloned().collect(),
             ..venue.clone()
         };
-        let read = self.read_venue(namespace, halt, &quick).await;
+        let read = self.read_venue(namespace, halt, &quick, &JobReads::new(0)).await;
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let orders = read.orders.and_then(Result::ok).map(|o| count(o.count));
         (orders, read.positions.and_then(Result::ok).map(|p| count(p.count)))
     }
 
-    async fn read_venue(&self, namespace: &str, halt: &TradingHalt, venue: &Venue) -> VenueRead {
+    async fn read_venue(&self, namespace: &str, halt: &TradingHalt, venue: &Venue, jobs: &JobReads) -> VenueRead {
+        let now = Instant::now();
         let orders = async {
             let mut all = calls::Orders { listed: true, ..calls::Orders::default() };
+            let (mut fresh, mut begun) = (true, now);
             for (index, read) in venue.open_orders.iter().enumerate() {
-                let one = match (&read.http, &read.job) {
-                    (_, Some(_)) => self.job_orders(namespace, halt, venue, index, read).await,
-                    _ => self.caller.read_orders(namespace, read).await.map_err(|e| e.0),
-                }?;
-                all.count += one.count;
-                all.listed &= one.listed;
-                all.orders.extend(one.orders);
+                let one = match &read.job {
+                    Some(job) => {
+                        let what = format!("{}/openOrders/{index}", venue.name);
+                        let answer = self.job_read(halt, jobs, &what, job).await;
+                        (fresh, begun) = (fresh && answer.fresh, begun.min(answer.begun));
+                        answer.value.and_then(|v| extract::job_orders(read, &v).map_err(|e| e.0))
+                    }
+                    None => self.caller.read_orders(namespace, read).await.map_err(|e| e.0),
+                };
+                match one {
+                    Ok(one) => {
+                        all.count += one.count;
+                        all.listed &= one.listed;
+                        all.orders.extend(one.orders);
+                    }
+                    Err(why) => return (Err(why), fresh, begun),
+                }
             }
-            Ok(all)
+            (Ok(all), fresh, begun)
         };
         let positions = async {
             let mut all = calls::Positions { listed: true, ..calls::Positions::default() };
+            let mut fresh = true;
             for (index, read) in venue.open_positions.iter().enumerate() {
-                let one = match (&read.http, &read.job) {
-                    (_, Some(_)) => self.job_positions(namespace, halt, venue, index, read).await,
-                    _ => self.caller.read_positions(namespace, read).await.map_err(|e| e.0),
-                }?;
-                all.count += one.count;
-                all.listed &= one.listed;
-                all.positions.extend(one.positions);
+                let one = match &read.job {
+                    Some(job) => {
+                        let what = format!("{}/openPositions/{index}", venue.name);
+                        let answer = self.job_read(halt, jobs, &what, job).await;
+                        fresh &= answer.fresh;
+                        answer.value.and_then(|v| extract::job_positions(read, &v).map_err(|e| e.0))
+                    }
+                    None => self.caller.read_positions(namespace, read).await.map_err(|e| e.0),
+                };
+                match one {
+                    Ok(one) => {
+                        all.count += one.count;
+                        all.listed &= one.listed;
+                        all.positions.extend(one.positions);
+                    }
+                    Err(why) => return (Err(why), fresh),
+                }
             }
-            Ok(all)
+            (Ok(all), fresh)
         };
         let suspended = async {
             match &venue.trading_suspended {
@@ -319,7 +358,11 @@ impl HaltReconciler {
             }
         };
         let (orders, positions, suspended, market_open) = tokio::join!(orders, positions, suspended, market_open);
+        let ((orders, new_orders, begun), (positions, new_positions)) = (orders, positions);
         VenueRead {
+            new_orders,
+            new_positions,
+            begun,
             orders: (!venue.open_orders.is_empty()).then_some(orders),
             positions: (!venue.open_positions.is_empty()).then_some(positions),
             suspended,
@@ -358,10 +401,13 @@ fn judge_venue(
     let needs_cancel = cancel == CancelOrders::All && !venue.cancel_orders.is_empty() && !close_intended;
     let cancelled_after_stop =
         !needs_cancel || stopped_since.is_some_and(|since| remembered.cancel_begun.is_some_and(|at| at >= since));
-    if let Some(orders) = &orders {
-        remembered.note_orders(orders, stopped && cancelled_after_stop);
+    // The answer of a Job is counted once, and only if the Job began after the last pod was gone.
+    let after_stop = stopped && stopped_since.is_some_and(|since| read.begun >= since);
+    let errs = matches!(&orders, Some(Err(_)));
+    if let (Some(orders), true) = (&orders, read.new_orders || errs) {
+        remembered.note_orders(orders, after_stop && cancelled_after_stop);
     }
-    if let Some(positions) = &positions {
+    if let (Some(positions), true) = (&positions, read.new_positions) {
         let settled = matches!(&orders, Some(Ok(o)) if o.closing == 0);
         remembered.note_positions(positions, settled);
     }

@@ -9,7 +9,11 @@ use standfast_crds::v1alpha1::{
 };
 
 use super::{HaltReconciler, decide::Judgement, evidence};
-use crate::{controller::Failure, scale::FIELD_MANAGER};
+use crate::{
+    client::{self, Class},
+    controller::Failure,
+    scale::FIELD_MANAGER,
+};
 
 /// How old `lastVerifiedAt` may become before it is written anew although nothing else changed.
 const HEARTBEAT: Duration = Duration::from_secs(60);
@@ -60,7 +64,8 @@ pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: 
             {
                 *time = at.clone();
             }
-            evidence::append(&mut status.evidence, now, event, message, false);
+            let portfolio = if *type_ == c::HALTED { portfolio(status) } else { String::new() };
+            evidence::append(&mut status.evidence, now, event, &format!("{message}{portfolio}"), false);
         }
     }
     status.phase = judgement.phase;
@@ -79,6 +84,18 @@ pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: 
     let known = |n: Option<i64>| n.filter(|_| !status.venues.is_empty());
     (status.open_orders, status.kept_orders, status.open_positions) = (known(open), known(kept), known(positions));
     kstatus(status, generation, now);
+}
+
+/// The positions that were open when the halt was proven, in words.
+fn portfolio(status: &TradingHaltStatus) -> String {
+    let held = status.venues.iter().flat_map(|v| v.positions.iter().map(move |p| (v, p)));
+    let held: Vec<_> = held
+        .map(|(venue, p)| {
+            let part = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".into());
+            format!("{} {} {}", venue.name, part(&p.symbol), part(&p.quantity))
+        })
+        .collect();
+    if held.is_empty() { String::new() } else { format!("; positions: {}", held.join(", ")) }
 }
 
 /// `Ready`, `Reconciling` and `Stalled`, as kstatus understands them.
@@ -107,18 +124,15 @@ impl HaltReconciler {
         next.status = Some(status);
         let api: Api<TradingHalt> = Api::namespaced(self.client.clone(), &namespace);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let what = || format!("writing the status of TradingHalt {namespace}/{name}");
-        match tokio::time::timeout(DEADLINE, api.replace_status(&name, &params, &next)).await {
-            Ok(Ok(written)) => {
+        let what = format!("writing the status of TradingHalt {namespace}/{name}");
+        match client::write(DEADLINE, what, api.replace_status(&name, &params, &next)).await {
+            Ok(written) => {
                 self.remember(&written);
                 Ok(written)
             }
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(WriteError::Conflict),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(WriteError::Gone),
-            Ok(Err(error)) => Err(WriteError::Failed(Failure::new(what(), error))),
-            Err(_) => {
-                Err(WriteError::Failed(Failure::new(what(), format!("no answer within {} s", DEADLINE.as_secs()))))
-            }
+            Err(error) if error.class() == Class::Conflict => Err(WriteError::Conflict),
+            Err(error) if error.class() == Class::NotFound => Err(WriteError::Gone),
+            Err(error) => Err(WriteError::Failed(Failure(error.to_string()))),
         }
     }
 }

@@ -8,7 +8,7 @@ use standfast_crds::v1alpha1::{
 };
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, evidence, record, record::WriteError};
-use crate::controller::Failure;
+use crate::{client, controller::Failure};
 
 /// Whether a resume asks for the release of exactly this halt, and still wants it.
 pub fn asks(resume: &TradingResume, halt: &TradingHalt) -> bool {
@@ -30,6 +30,20 @@ impl HaltReconciler {
         resumes.into_iter().find(|r| asks(r, halt))
     }
 
+    /// Whether the guardrails allow a release. Missing or edited ones do not: the halt's status says so.
+    pub(super) async fn may_release(&self, halt: &TradingHalt, resume: &TradingResume) -> Result<bool, Failure> {
+        let Some((reason, why)) = self.guardrails.fresh().await.problem() else { return Ok(true) };
+        let old = halt.status.clone().unwrap_or_default();
+        let (mut status, now) = (old.clone(), Timestamp::now());
+        let message =
+            format!("TradingResume {} asks, but the guardrails are not as they should be: {why}", resume.name_any());
+        set_condition(&mut status.conditions, now, halt.metadata.generation, (c::RELEASED, "False", reason), message);
+        if record::differs(&old, &status) {
+            self.settle(self.write(halt, status).await)?;
+        }
+        Ok(false)
+    }
+
     /// Goes on with a release: `resume` asks for it, or its intent is in the status already.
     pub(super) async fn release(&self, halt: &TradingHalt, resume: Option<&TradingResume>) -> Result<Action, Failure> {
         let namespace = halt.namespace().unwrap_or_default();
@@ -40,30 +54,12 @@ impl HaltReconciler {
             let Some(resume) = resume else { return Ok(Action::await_change()) };
             // The cache may be behind: the request is read live before anything depends on it.
             let api: Api<TradingResume> = Api::namespaced(self.client.clone(), &namespace);
-            let live = tokio::time::timeout(EFFECT_DEADLINE, api.get_opt(&resume.name_any())).await;
             let what = format!("reading TradingResume {namespace}/{}", resume.name_any());
-            let live = live.map_err(|_| Failure::new(&what, "no answer"))?.map_err(|e| Failure::new(&what, e))?;
+            let live = client::read(EFFECT_DEADLINE, what, api.get_opt(&resume.name_any())).await;
+            let live = live.map_err(|e| Failure(e.to_string()))?;
             let Some(live) = live.filter(|r| r.uid() == resume.uid() && asks(r, halt)) else {
                 return Ok(Action::requeue(self.pace));
             };
-            if let Some((reason, why)) = self.guardrails.fresh().await.problem() {
-                let now = Timestamp::now();
-                let message = format!(
-                    "TradingResume {} asks, but the guardrails are not as they should be: {why}",
-                    live.name_any()
-                );
-                set_condition(
-                    &mut status.conditions,
-                    now,
-                    halt.metadata.generation,
-                    (c::RELEASED, "False", reason),
-                    message,
-                );
-                if record::differs(&halt.status.clone().unwrap_or_default(), &status) {
-                    self.settle(self.write(halt, status).await)?;
-                }
-                return Err(Failure(format!("TradingHalt {namespace}/{name} is not released: {why}")));
-            }
             let by = Release {
                 resume: live.name_any(),
                 resume_uid: live.uid().unwrap_or_default(),

@@ -226,6 +226,11 @@ async fn validity_counts_from_before_the_renewal_was_sent() {
     let term = candidate.acquire().await;
     assert!(began.elapsed() >= seconds(3.5));
     assert_eq!(term.leadership().remaining(), seconds(6.0 - 0.8));
+    for _ in 0..1000 {
+        sleep(seconds(0.013)).await;
+        let remaining = term.leadership().remaining();
+        assert!((seconds(4.0)..=seconds(6.0 - 0.8)).contains(&remaining), "{remaining:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

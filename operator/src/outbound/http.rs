@@ -39,6 +39,10 @@ const IDLE: Duration = Duration::from_secs(90);
 const IDLE_PER_HOST: usize = 16;
 /// Namespaces whose state is kept before unused ones are forgotten.
 const NAMESPACES: usize = 256;
+/// An answer longer than this, in bytes, takes one of the places for long answers.
+const LONG: usize = 256 << 10;
+/// Long answers that are read at once, altogether and for one namespace: they bound the memory.
+const LONG_ANSWERS: (usize, usize) = (8, 2);
 /// The longest head of an answer, in bytes.
 const HEAD_LIMIT: usize = 32 << 10;
 /// What the operator calls itself.
@@ -71,6 +75,7 @@ struct Idle {
 /// What is kept for a namespace.
 struct Tenant {
     slots: Semaphore,
+    long: Semaphore,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
 }
 
@@ -78,6 +83,7 @@ struct Tenant {
 pub struct HttpTransport {
     connector: Connector,
     slots: Semaphore,
+    long: Semaphore,
     per_namespace: usize,
     tenants: Mutex<HashMap<String, Arc<Tenant>>>,
 }
@@ -95,6 +101,7 @@ impl HttpTransport {
         Self {
             connector,
             slots: Semaphore::new(concurrency),
+            long: Semaphore::new(LONG_ANSWERS.0),
             per_namespace: concurrency.div_ceil(2),
             tenants: Mutex::default(),
         }
@@ -121,7 +128,11 @@ impl HttpTransport {
         if tenants.len() >= NAMESPACES {
             tenants.retain(|_, tenant| Arc::strong_count(tenant) > 1);
         }
-        let tenant = Arc::new(Tenant { slots: Semaphore::new(self.per_namespace), idle: Mutex::default() });
+        let tenant = Arc::new(Tenant {
+            slots: Semaphore::new(self.per_namespace),
+            long: Semaphore::new(LONG_ANSWERS.1),
+            idle: Mutex::default(),
+        });
         tenants.insert(namespace.to_owned(), Arc::clone(&tenant));
         tenant
     }
@@ -211,7 +222,7 @@ impl Transport for HttpTransport {
                 head.status.as_u16()
             ))
         };
-        let body = timeout_at(deadline, collect(body))
+        let body = timeout_at(deadline, self.collect(&tenant, body))
             .await
             .map_err(|_| unknown(format!("the answer was not whole within {limit:?}")))?
             .map_err(unknown)?;
@@ -230,6 +241,27 @@ impl Transport for HttpTransport {
 }
 
 impl HttpTransport {
+    /// The whole body as it came, at most [`BODY_LIMIT`].
+    async fn collect(&self, tenant: &Tenant, mut body: Incoming) -> Result<Bytes, String> {
+        let mut whole = BytesMut::new();
+        let mut place = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| format!("the answer broke off: {e}"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let length = whole.len() + data.len();
+            if length > BODY_LIMIT {
+                return Err(too_long());
+            }
+            if length > LONG && place.is_none() {
+                let stopping = |_| "the operator is stopping".to_owned();
+                let own = tenant.long.acquire().await.map_err(stopping)?;
+                place = Some((own, self.long.acquire().await.map_err(stopping)?));
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(whole.freeze())
+    }
+
     async fn slots<'a>(&'a self, tenant: &'a Tenant) -> Result<(SemaphorePermit<'a>, SemaphorePermit<'a>), CallError> {
         let closed = |_| CallError::NotSent("the operator is stopping".into());
         // Its own slot first, so that a namespace that waits for one of its own holds none of the others'.
@@ -313,21 +345,6 @@ fn build(call: &Call, url: &Url, target: &Target) -> Result<Request<Full<Bytes>>
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;
     Ok(request)
-}
-
-/// The whole body as it came, at most [`BODY_LIMIT`].
-async fn collect(mut body: Incoming) -> Result<Bytes, String> {
-    let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| format!("the answer broke off: {e}"))?;
-        if let Ok(data) = frame.into_data() {
-            if whole.len() + data.len() > BODY_LIMIT {
-                return Err(too_long());
-            }
-            whole.extend_from_slice(&data);
-        }
-    }
-    Ok(whole.freeze())
 }
 
 fn too_long() -> String {

@@ -423,13 +423,37 @@ async fn at_most_so_many_calls_at_once() {
     let mut server = Server::start("", After::KeepOpen).await;
     let transport = Arc::new(transport());
     let url = format!("http://venue.test:{}/", server.port);
-    let calls = (0..20).map(|_| {
-        let (transport, url) = (Arc::clone(&transport), url.clone());
-        async move { transport.send(get(url)).await.unwrap_err() }
+    let calls = (0..20).map(|turn| {
+        let (transport, mut call) = (Arc::clone(&transport), get(url.clone()));
+        // Those that wait give up before a place is free.
+        call.timeout = Duration::from_millis(if turn < 4 { 1000 } else { 200 });
+        async move { transport.send(call).await.unwrap_err() }
     });
     let errors = futures::future::join_all(calls).await;
     let waited = errors.iter().filter(|error| matches!(error, CallError::NotSent(_))).count();
     assert_eq!((server.requests().len(), waited), (4, 16));
+}
+
+/// Long answers wait for each other, short ones do not wait for them.
+#[tokio::test]
+async fn few_long_answers_at_once() {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n{}", "x".repeat(LONG + 1));
+    let (long, short) = (Server::start(head, After::KeepOpen).await, Server::start(ok("[]"), After::KeepOpen).await);
+    let transport = Arc::new(transport());
+    let hang: Vec<_> = (0..3)
+        .map(|_| {
+            let (transport, url) = (Arc::clone(&transport), format!("http://venue.test:{}/", long.port));
+            tokio::spawn(async move { transport.send(get(url)).await })
+        })
+        .collect();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(transport.tenant("trading").long.available_permits(), 0);
+    assert_eq!(transport.long.available_permits(), LONG_ANSWERS.0 - 2);
+    transport.send(get(format!("http://venue.test:{}/", short.port))).await.unwrap();
+    for call in hang {
+        assert!(matches!(call.await.unwrap(), Err(CallError::UnknownOutcome(_))));
+    }
+    assert_eq!(transport.long.available_permits(), LONG_ANSWERS.0);
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ pub(super) fn synced(sent: Sent, last: bool) -> Acted {
         Sent::Answered(status @ 200..=299) => Acted::Done(format!("answered {status}")),
         Sent::Answered(status @ (408 | 425 | 429 | 500..=599)) if !last => Acted::Again(format!("answered {status}")),
         Sent::Answered(status) => Acted::Failed(format!("the sync answered {status}, wanted 200 to 299")),
-        Sent::NotSent(why) => Acted::Again(why),
+        Sent::Never(why) => Acted::Again(why),
         Sent::Unknown(why) => Acted::Unknown(why),
     }
 }
@@ -46,7 +46,7 @@ pub(super) fn allowed(sent: Sent) -> Acted {
         Sent::Answered(408) => Acted::Unknown("answered 408".into()),
         Sent::Answered(status @ 400..=499) => Acted::Again(format!("answered {status}")),
         Sent::Answered(status) => Acted::Unknown(format!("answered {status}")),
-        Sent::NotSent(why) => Acted::Again(why),
+        Sent::Never(why) => Acted::Again(why),
         Sent::Unknown(why) => Acted::Unknown(why),
     }
 }

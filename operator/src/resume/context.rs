@@ -59,7 +59,7 @@ pub(super) enum Sent {
     /// This status code.
     Answered(u16),
     /// It was certainly not received.
-    NotSent(String),
+    Never(String),
     /// It may have been received.
     Unknown(String),
 }
@@ -100,12 +100,12 @@ impl Context {
     pub async fn send(&self, request: &HttpRequest, limit: Duration) -> Sent {
         let mut call = match self.outside.caller.prepare(&self.namespace, request, None).await {
             Ok(call) => call,
-            Err(error) => return Sent::NotSent(error.to_string()),
+            Err(error) => return Sent::Never(error.to_string()),
         };
         call.timeout = call.timeout.min(limit);
         match self.outside.caller.transport().send(call).await {
             Ok(reply) => Sent::Answered(reply.status),
-            Err(error @ (CallError::Refused(_) | CallError::NotSent(_))) => Sent::NotSent(error.to_string()),
+            Err(error @ (CallError::Refused(_) | CallError::NotSent(_))) => Sent::Never(error.to_string()),
             Err(error @ CallError::UnknownOutcome(_)) => Sent::Unknown(error.to_string()),
         }
     }

@@ -191,7 +191,7 @@ pub fn all_pass(answers: &[(String, CheckState, String)]) -> Result<String, Stri
     let state = |state: CheckState| if state == CheckState::Unknown { "unknown" } else { "failing" };
     match failing.as_slice() {
         [] if answers.is_empty() => Ok("no check is declared".into()),
-        [] => Ok(format!("{} checks pass", answers.len())),
+        [] => Ok(format!("{0} of {0} checks pass", answers.len())),
         [(name, how, why)] => Err(shorten(&format!("check {name} is {}: {why}", state(*how)))),
         [(name, how, why), more @ ..] => {
             let others: Vec<_> = more.iter().map(|(name, ..)| name.as_str()).collect();

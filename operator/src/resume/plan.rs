@@ -82,7 +82,8 @@ impl ResumePlan {
 
     /// The plan as it is stored, and the SHA-256 of its RFC 8785 JSON.
     pub fn freeze(&self) -> Result<(Value, String), String> {
-        let plan = serde_json::to_value(self).map_err(|e| format!("the plan cannot be stored: {e}"))?;
+        let mut plan = serde_json::to_value(self).map_err(|e| format!("the plan cannot be stored: {e}"))?;
+        leave_out_nulls(&mut plan);
         let hash = hash(&plan)?;
         Ok((plan, hash))
     }
@@ -100,6 +101,18 @@ impl ResumePlan {
     fn asks_a_stopped_workload(&self, check: &Check) -> bool {
         let asked = check.workload.as_ref();
         asked.is_some_and(|c| self.workloads.iter().any(|w| w.kind == c.kind && w.name == c.name))
+    }
+}
+
+/// What is not set is left out, except in JSON of the user's own.
+fn leave_out_nulls(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(leave_out_nulls),
+        Value::Object(fields) => {
+            fields.retain(|_, v| !v.is_null());
+            fields.iter_mut().filter(|(k, _)| *k != "body").for_each(|(_, v)| leave_out_nulls(v));
+        }
+        _ => {}
     }
 }
 
@@ -169,10 +182,8 @@ pub fn halt_to_release<'a>(resume: &TradingResume, halts: &'a [TradingHalt]) -> 
     let Some(halt) = halts.iter().find(|h| h.name_any() == *name) else {
         let namespace = resume.namespace().unwrap_or_default();
         let held = halts.iter().filter(|h| crate::held::holds(h)).filter_map(|h| h.metadata.name.as_deref());
-        return Err(format!(
-            "there is no TradingHalt {name} in namespace {namespace}, of those that hold {}",
-            there_are(held)
-        ));
+        let held = some(held).map_or("none holds".into(), |names| format!("these hold: {names}"));
+        return Err(format!("there is no TradingHalt {name} in namespace {namespace}: {held}"));
     };
     if let Some(uid) = reference.uid.as_ref().filter(|u| Some(*u) != halt.metadata.uid.as_ref()) {
         let there = halt.uid().unwrap_or_default();
@@ -213,8 +224,13 @@ fn select(checks: &[Check], selection: Option<&CheckSelection>) -> Result<Vec<Ch
 }
 
 fn there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    some(names).map_or("there is none".into(), |names| format!("there are {names}"))
+}
+
+/// Some of the names, in order; none if there is none.
+fn some<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut names: Vec<_> = names.collect();
     names.sort_unstable();
     names.truncate(5);
-    if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) }
+    (!names.is_empty()).then(|| names.join(", "))
 }

@@ -1,12 +1,11 @@
 //! Halts a system again whose resume was aborted, or deleted, after the release.
 
 use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{ObjectMeta, PostParams},
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject, PostParams},
 };
-use standfast_crds::v1alpha1::{
-    HaltOrders, HaltPositions, LocalReference, TradingHalt, TradingHaltSpec, TradingResume, shorten,
-};
+use serde_json::json;
+use standfast_crds::v1alpha1::{TradingHalt, TradingResume, shorten};
 
 use super::{context::DEADLINE, plan::ResumePlan};
 use crate::{client, scale::FIELD_MANAGER};
@@ -30,28 +29,19 @@ pub(super) fn names(resume: &TradingResume) -> [String; 2] {
     [cut("-abort".into()), cut(format!("-abort-{uid}"))]
 }
 
-/// The halt that ends a resume. It belongs to nobody: it stays when the resume is deleted.
-pub(super) fn halt(resume: &TradingResume, plan: &ResumePlan, name: &str, why: &str) -> TradingHalt {
+/// The halt that ends a resume. It belongs to nobody: it stays when the resume is deleted. Fields that are not set are
+/// left out: the policy about `requestedBy` takes null for a name.
+pub(super) fn halt(resume: &TradingResume, plan: &ResumePlan, name: &str, why: &str) -> DynamicObject {
     let annotations = [
         (RESUME_UID.to_owned(), resume.uid().unwrap_or_default()),
         (BASELINES_FROM.to_owned(), plan.halt.name.clone()),
     ];
-    TradingHalt {
-        metadata: ObjectMeta {
-            name: Some(name.into()),
-            namespace: resume.namespace(),
-            annotations: Some(annotations.into()),
-            ..ObjectMeta::default()
-        },
-        spec: TradingHaltSpec {
-            system_ref: LocalReference { name: plan.system.name.clone() },
-            reason: shorten(&format!("resume {} was {why}", resume.name_any())),
-            requested_by: None,
-            orders: HaltOrders::default(),
-            positions: HaltPositions::default(),
-        },
-        status: None,
-    }
+    let reason = shorten(&format!("resume {} was {why}", resume.name_any()));
+    let mut halt = DynamicObject::new(name, &ApiResource::erase::<TradingHalt>(&()))
+        .data(json!({"spec": {"systemRef": {"name": plan.system.name}, "reason": reason}}));
+    halt.metadata.namespace = resume.namespace();
+    halt.metadata.annotations = Some(annotations.into());
+    halt
 }
 
 /// Creates the halt unless it is there, and tells its name.
@@ -62,7 +52,8 @@ pub(super) async fn ensure(
     why: &str,
 ) -> Result<String, String> {
     let namespace = resume.namespace().unwrap_or_default();
-    let api: Api<TradingHalt> = Api::namespaced(client.clone(), &namespace);
+    let resource = ApiResource::erase::<TradingHalt>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     for name in names(resume) {
         let what = format!("TradingHalt {namespace}/{name}");
@@ -74,7 +65,7 @@ pub(super) async fn ensure(
         }
         let there = client::read(DEADLINE, format!("reading {what}"), api.get_opt(&name)).await;
         let there = there.map_err(|e| e.to_string())?.ok_or_else(|| format!("{what} came and went"))?;
-        if there.meta().annotations.as_ref().and_then(|a| a.get(RESUME_UID)) == resume.meta().uid.as_ref() {
+        if there.annotations().get(RESUME_UID) == resume.metadata.uid.as_ref() {
             return Ok(name);
         }
     }

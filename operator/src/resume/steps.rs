@@ -9,6 +9,7 @@ use super::{
     actions,
     context::{Context, DEADLINE, time_for},
     gates::{self, Released},
+    journal::now,
     restore::{Ready, RestoreWorkloads},
     status::step,
     venues::{AllowTrading, ApplicationResume, Verify},
@@ -96,8 +97,11 @@ const SYNC_TRIES: i64 = 3;
 #[async_trait]
 impl Step for SyncPositions {
     fn definition(&self) -> Definition {
-        let call = self.0.plan.sync_positions.as_ref().map_or(DEADLINE, actions::time_for);
-        Definition { call, look: DEADLINE * 3, ..gate(&self.0, step::SYNC_POSITIONS) }
+        let sync = self.0.plan.sync_positions.as_ref();
+        let call = sync.map_or(DEADLINE, actions::time_for);
+        // There is nothing to look at but a Job and its Pods.
+        let look = if sync.is_some_and(|s| s.job.is_some()) { DEADLINE * 3 } else { Duration::from_secs(1) };
+        Definition { call, look, ..gate(&self.0, step::SYNC_POSITIONS) }
     }
 
     async fn observe(&self, entry: &StepStatus) -> Observation {
@@ -154,6 +158,8 @@ impl Step for RequestRelease {
         }
         match gates::outgrown(&halts, &cx.plan) {
             Some(why) => Observation::Failed(why),
+            // An operator that was away must not release what is no longer wanted.
+            None if now() >= cx.until => Observation::Failed("the deadline has passed".into()),
             None => Observation::Done("every gate has passed".into()),
         }
     }

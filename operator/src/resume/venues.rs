@@ -35,7 +35,7 @@ impl Step for ApplicationResume {
     fn definition(&self) -> Definition {
         let request = self.0.plan.application_resume.clone();
         let call = actions::time_for(&Action { http: request, job: None });
-        Definition { call, ..Definition::new(step::APPLICATION_RESUME) }
+        Definition { call, look: Duration::from_secs(1), ..Definition::new(step::APPLICATION_RESUME) }
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
@@ -61,7 +61,7 @@ impl Step for ApplicationResume {
         let why = match self.0.send(request, actions::LONGEST_CALL).await {
             Sent::Answered(status @ 200..=299) => return Acted::Done(format!("the bot answered {status}")),
             Sent::Answered(status) => format!("the bot answered {status}"),
-            Sent::NotSent(why) | Sent::Unknown(why) => why,
+            Sent::Never(why) | Sent::Unknown(why) => why,
         };
         if entry.attempts < APPLICATION_TRIES {
             return Acted::Again(why);

@@ -100,7 +100,7 @@ pub(super) fn named(trading: &[View], autoscalers: &[Autoscaler]) -> Vec<String>
 }
 
 /// Field managers that keep a workload's replicas as they are in Git.
-const GIT: [&str; 5] = ["argocd", "flux", "kustomize-controller", "helm-controller", "helm"];
+const GIT: [&str; 4] = ["argocd", "flux", "kustomize-controller", "helm-controller"];
 
 /// The field manager that applies `spec.replicas` (or a CronJob's `suspend`) of a workload from Git or a chart.
 pub(super) fn git_manager(fields: &[ManagedFieldsEntry]) -> Option<&str> {
@@ -203,7 +203,7 @@ mod tests {
     #[rstest]
     #[case("argocd-controller", json!({"f:spec": {"f:replicas": {}}}), "", Some("argocd-controller"))]
     #[case("kustomize-controller", json!({"f:spec": {"f:replicas": {}}}), "", Some("kustomize-controller"))]
-    #[case("helm", json!({"f:spec": {"f:suspend": {}}}), "", Some("helm"))]
+    #[case("helm", json!({"f:spec": {"f:suspend": {}}}), "", None)]
     #[case("argocd-controller", json!({"f:spec": {"f:template": {}}}), "", None)]
     #[case("kubectl-client-side-apply", json!({"f:spec": {"f:replicas": {}}}), "", None)]
     #[case("helmsman", json!({"f:spec": {"f:replicas": {}}}), "", None)]

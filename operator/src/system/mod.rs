@@ -10,6 +10,7 @@ pub mod sql;
 mod coexistence;
 mod decide;
 mod observe;
+mod permissions;
 mod prepared;
 mod rounds;
 mod spec;

@@ -1,17 +1,12 @@
 //! Would an emergency halt work now? Looks at everything outside of the spec that a halt needs, without changing
 //! anything: Secrets are read, connections opened, permissions asked for. No action is sent.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, StatefulSet},
-        authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
         autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::CronJob,
         core::v1::Service,
@@ -20,17 +15,17 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ListParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams},
 };
 use serde_json::Value;
 use standfast_crds::{
     guardrails::{LATCH_ENABLED, LATCH_LABEL},
     v1alpha1::{Problem, TradingSystemSpec, WorkloadKind},
 };
-use tokio::time::Instant;
 
 use super::{
     coexistence::{self, Autoscaler},
+    permissions::Permissions,
     spec::{self, Request, problem},
 };
 use crate::{
@@ -45,8 +40,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How many calls one look makes at once.
 const AT_ONCE: usize = 8;
-/// How long a permission that was there is taken to be there.
-const PERMISSION_KEEP: Duration = Duration::from_secs(300);
 /// How many workloads are read whole; of more, only what the cache has is used.
 const WORKLOADS: usize = 200;
 
@@ -75,26 +68,17 @@ impl Survey {
     }
 }
 
-/// Something that the operator must be allowed to do in a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Permission {
-    verb: &'static str,
-    group: &'static str,
-    resource: &'static str,
-    subresource: &'static str,
-}
-
 /// Looks at the outside.
 pub(super) struct Surveyor {
     client: Client,
     caller: Caller,
     guardrails: Guardrails,
-    allowed: Mutex<HashMap<(String, Permission), Instant>>,
+    permissions: Permissions,
 }
 
 impl Surveyor {
     pub fn new(client: Client, caller: Caller, guardrails: Guardrails) -> Self {
-        Self { client, caller, guardrails, allowed: Mutex::default() }
+        Self { permissions: Permissions::new(client.clone()), client, caller, guardrails }
     }
 
     /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps connections warm.
@@ -117,9 +101,8 @@ impl Surveyor {
         spec: &TradingSystemSpec,
         trading: &[View],
     ) -> Survey {
-        let wanted = permissions(spec, trading);
         let (mut survey, objects, jobs) = tokio::join!(
-            self.permissions(namespace, &wanted),
+            self.permissions.survey(namespace, spec, trading),
             self.objects(namespace, spec, trading),
             self.jobs(namespace, owner, spec)
         );
@@ -162,38 +145,6 @@ impl Surveyor {
         survey
     }
 
-    async fn permissions(&self, namespace: &str, wanted: &[Permission]) -> Survey {
-        let questions = wanted.iter().map(|p| async move { (p, self.permitted(namespace, *p).await) });
-        let mut survey = Survey::default();
-        for (permission, answer) in some_at_once(questions).await {
-            match answer {
-                Ok(true) => {}
-                Ok(false) => survey.problems.push(permission.missing(namespace)),
-                Err(error) => survey.unknown.push(error),
-            }
-        }
-        survey
-    }
-
-    async fn permitted(&self, namespace: &str, permission: Permission) -> Result<bool, String> {
-        let key = (namespace.to_owned(), permission);
-        let lock = || self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-        if lock().get(&key).is_some_and(|at| at.elapsed() < PERMISSION_KEEP) {
-            return Ok(true);
-        }
-        let api: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
-        let review = permission.review(namespace);
-        let what = format!("asking whether the operator may {permission}");
-        let answer = read(&what, api.create(&PostParams::default(), &review)).await?;
-        let allowed = answer.status.is_some_and(|s| s.allowed);
-        let mut known = lock();
-        known.retain(|_, at| at.elapsed() < PERMISSION_KEEP);
-        if allowed {
-            known.insert(key, Instant::now());
-        }
-        Ok(allowed)
-    }
-
     /// Whether the Jobs could be created. None is.
     async fn jobs(&self, namespace: &str, owner: &OwnerReference, spec: &TradingSystemSpec) -> Survey {
         let environment = jobs::environment(&owner.name, "", "");
@@ -217,8 +168,8 @@ impl Surveyor {
     /// Who else sets the workloads' replicas, and whether reads go to pods that a halt stops.
     async fn objects(&self, namespace: &str, spec: &TradingSystemSpec, trading: &[View]) -> Survey {
         let mut survey = Survey::default();
-        let (mut managers, mut labels): (BTreeMap<String, Vec<Key>>, Vec<(Key, BTreeMap<String, String>)>) =
-            Default::default();
+        let mut managers: BTreeMap<String, Vec<Key>> = BTreeMap::new();
+        let mut labels: Vec<(Key, BTreeMap<String, String>)> = vec![];
         let reads = trading.iter().take(WORKLOADS).map(|view| async move { (view, self.whole(&view.key).await) });
         for (view, object) in some_at_once(reads).await {
             match object {
@@ -266,12 +217,12 @@ impl Surveyor {
 }
 
 /// The outcomes of all, a few under way at a time, in their order.
-async fn some_at_once<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+pub(super) async fn some_at_once<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
     // Collected first: a stream of a lazy iterator over references cannot be sent to another thread.
     stream::iter(all.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await
 }
 
-async fn read<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
+pub(super) async fn read<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
     match tokio::time::timeout(DEADLINE, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(format!("{what}: {}", status.message)),
@@ -372,84 +323,6 @@ fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
         }
     }
     hosts.into_values().collect()
-}
-
-impl std::fmt::Display for Permission {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.verb, self.resource)?;
-        if !self.subresource.is_empty() {
-            write!(f, "/{}", self.subresource)?;
-        }
-        Ok(())
-    }
-}
-
-impl Permission {
-    const fn new(verb: &'static str, group: &'static str, resource: &'static str, subresource: &'static str) -> Self {
-        Self { verb, group, resource, subresource }
-    }
-
-    fn review(self, namespace: &str) -> SelfSubjectAccessReview {
-        let text = |t: &str| (!t.is_empty()).then(|| t.to_owned());
-        SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec {
-                resource_attributes: Some(ResourceAttributes {
-                    namespace: text(namespace),
-                    verb: text(self.verb),
-                    group: Some(self.group.to_owned()),
-                    resource: text(self.resource),
-                    subresource: text(self.subresource),
-                    ..ResourceAttributes::default()
-                }),
-                ..SelfSubjectAccessReviewSpec::default()
-            },
-            ..SelfSubjectAccessReview::default()
-        }
-    }
-
-    fn missing(self, namespace: &str) -> Problem {
-        problem(
-            "PermissionMissing",
-            format!(
-                "the operator may not {self} in namespace {namespace}: install the standfast chart with this namespace \
-                 in its scope, or bind the operator's role there"
-            ),
-        )
-    }
-}
-
-/// What halting this system needs.
-fn permissions(spec: &TradingSystemSpec, trading: &[View]) -> Vec<Permission> {
-    let mut wanted = vec![
-        Permission::new("update", "standfast.dev", "tradinghalts", "status"),
-        Permission::new("release", "standfast.dev", "tradinghalts", ""),
-        Permission::new("create", "", "configmaps", ""),
-        Permission::new("get", "", "configmaps", ""),
-        Permission::new("update", "", "configmaps", ""),
-        Permission::new("delete", "", "configmaps", ""),
-        Permission::new("list", "", "pods", ""),
-    ];
-    let has = |kind: WorkloadKind| {
-        trading.iter().any(|v| v.key.kind == kind) || spec.workloads.iter().any(|w| w.kind == kind)
-    };
-    for (kind, resource) in [(WorkloadKind::Deployment, "deployments"), (WorkloadKind::StatefulSet, "statefulsets")] {
-        if has(kind) {
-            wanted.push(Permission::new("get", "apps", resource, "scale"));
-            wanted.push(Permission::new("patch", "apps", resource, "scale"));
-        }
-    }
-    if has(WorkloadKind::CronJob) {
-        wanted.push(Permission::new("patch", "batch", "cronjobs", ""));
-        wanted.push(Permission::new("list", "batch", "jobs", ""));
-        wanted.push(Permission::new("patch", "batch", "jobs", ""));
-    }
-    if !spec::jobs(spec).is_empty() {
-        wanted.push(Permission::new("create", "batch", "jobs", ""));
-    }
-    if spec::requests(spec).iter().any(|(_, r)| r.http.auth.is_some()) {
-        wanted.push(Permission::new("get", "", "secrets", ""));
-    }
-    wanted
 }
 
 /// The labels of the pods that a workload makes.

@@ -106,28 +106,6 @@ fn a_secret_that_could_not_be_read_is_unknown() {
     assert_eq!((survey.problems.len(), survey.unknown.len()), (0, 1));
 }
 
-#[test]
-fn permissions_are_those_that_the_system_needs() {
-    let system = system();
-    let wanted: Vec<_> = permissions(&system.spec, &[]).iter().map(ToString::to_string).collect();
-    for needed in [
-        "patch deployments/scale",
-        "patch cronjobs",
-        "patch jobs",
-        "create jobs",
-        "get secrets",
-        "release tradinghalts",
-    ] {
-        assert!(wanted.iter().any(|w| w == needed), "{needed}");
-    }
-    assert!(!wanted.iter().any(|w| w.contains("statefulsets")));
-    let review = Permission::new("patch", "apps", "deployments", "scale").review("trading");
-    let attributes = review.spec.resource_attributes.unwrap();
-    assert_eq!(attributes.subresource.as_deref(), Some("scale"));
-    let problem = Permission::new("patch", "apps", "deployments", "scale").missing("trading");
-    assert!(problem.message.starts_with("the operator may not patch deployments/scale in namespace trading"));
-}
-
 #[rstest]
 #[case(&[("app", "bot")], true)]
 #[case(&[("app", "bot"), ("tier", "trading")], true)]

@@ -1,0 +1,380 @@
+//! What the tests on a real cluster share: commands, the installation, and a trading system in a namespace of its own.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// The longest wait. Machines are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+/// Where the operator runs.
+pub const OPERATOR_NAMESPACE: &str = "standfast-system";
+
+/// One test at a time: they share the installation.
+static TURN: Mutex<()> = Mutex::new(());
+
+// --- Commands ---------------------------------------------------------------------------------------------------------
+
+/// Runs a command in the checkout: its output, or what it said when it failed.
+pub fn try_run(program: &str, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(checkout()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{program} cannot be run ({e}): use `make e2e`"));
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that does not read it has ended already, and says why itself.
+    let _ = stdin.write_all(input.unwrap_or_default().as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{program} {}: {}{}", arguments.join(" "), text(&output.stderr), text(&output.stdout)))
+    }
+}
+
+fn run(program: &str, arguments: &[&str], input: Option<&str>) -> String {
+    try_run(program, arguments, input).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// kubectl, which has to succeed.
+pub fn kubectl(arguments: &[&str]) -> String {
+    run("kubectl", arguments, None)
+}
+
+/// Helm, which has to succeed.
+pub fn helm(arguments: &[&str]) -> String {
+    run("helm", arguments, None)
+}
+
+/// What a command that had to fail said.
+pub fn refused(result: &Result<String, String>) -> String {
+    match result {
+        Ok(output) => panic!("this should have been refused: {output}"),
+        Err(said) => said.clone(),
+    }
+}
+
+/// Waits until `look` finds something, and returns it. It says what it sees instead.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let started = Instant::now();
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(seen) if started.elapsed() > PATIENCE => panic!("{what}: not within {PATIENCE:?}; seen last: {seen}"),
+            Err(_) => thread::sleep(Duration::from_millis(250)),
+        }
+    }
+}
+
+fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+// --- Reading objects --------------------------------------------------------------------------------------------------
+
+/// A condition of an object; null when it has none of this type.
+pub fn condition(object: &Value, type_: &str) -> Value {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.and_then(|all| all.iter().find(|c| c["type"] == type_)).cloned().unwrap_or(Value::Null)
+}
+
+/// From one timestamp to another.
+pub fn seconds_between(from: &Value, to: &Value) -> f64 {
+    let at = |value: &Value| -> Timestamp {
+        let text = value.as_str().unwrap_or_else(|| panic!("{value} is not a timestamp"));
+        text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+    };
+    at(to).duration_since(at(from)).as_secs_f64()
+}
+
+fn items(list: &str) -> Vec<Value> {
+    let mut list: Value = serde_json::from_str(list).unwrap();
+    match list["items"].take() {
+        Value::Array(items) => items,
+        other => panic!("not a list: {other}"),
+    }
+}
+
+// --- The installation -------------------------------------------------------------------------------------------------
+
+/// The release of the kinds and guardrails.
+pub fn crds_release() -> &'static str {
+    "standfast-crds"
+}
+
+/// Installs Standfast, or makes the installation be as the charts are. The namespace takes restricted pods only.
+pub fn install() {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE,
+        "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+    run("kubectl", &["apply", "-f", "-"], Some(&namespace.to_string()));
+    helm(&["upgrade", "--install", crds_release(), "charts/standfast-crds", "--namespace", OPERATOR_NAMESPACE]);
+    helm_install(&[]);
+}
+
+/// `helm upgrade --install` of the operator with these settings, until its pods are ready.
+pub fn helm_install(settings: &[&str]) {
+    let install = ["upgrade", "--install", "standfast", "charts/standfast", "--namespace", OPERATOR_NAMESPACE];
+    helm(&[&install, settings, &["--wait", "--timeout", "5m"]].concat());
+    // Helm is satisfied with all but `maxUnavailable`.
+    kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/standfast", "--timeout=300s"]);
+}
+
+/// The operator's pods.
+pub fn operator_pods() -> Vec<Value> {
+    let selector = "app.kubernetes.io/name=standfast";
+    items(&kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-l", selector, "-o", "json"]))
+}
+
+/// The pod that leads, and its uid.
+pub fn leader() -> (String, String) {
+    until("a pod of the operator leads", || {
+        let holder =
+            kubectl(&["-n", OPERATOR_NAMESPACE, "get", "lease", "standfast", "-o", "jsonpath={.spec.holderIdentity}"]);
+        let pods = operator_pods();
+        let leader = pods.iter().find(|p| p["metadata"]["uid"] == holder.as_str());
+        leader.map(|p| (p["metadata"]["name"].as_str().unwrap().to_owned(), holder.clone())).ok_or(holder)
+    })
+}
+
+/// Logs of all pods of the operator, also of containers that ended.
+fn operator_logs() -> String {
+    let mut logs = String::new();
+    for pod in operator_pods() {
+        let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+        for previous in ["--previous=false", "--previous=true"] {
+            logs += &try_run("kubectl", &["-n", OPERATOR_NAMESPACE, "logs", &name, previous], None).unwrap_or_default();
+        }
+    }
+    logs
+}
+
+// --- A trading system -------------------------------------------------------------------------------------------------
+
+/// The trading system of `examples/demo` in a namespace of its own, with credentials that are easy to find where they
+/// should not be. When its test fails, what there is to look at is kept; the namespace goes away in the end.
+pub struct Site {
+    /// Its namespace.
+    pub namespace: String,
+    /// What must not be seen anywhere: the values of its Secrets.
+    canaries: [String; 3],
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Site {
+    /// Waits for its turn, installs Standfast and makes the namespace.
+    pub fn new(name: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        install();
+        let namespace = format!("kind-{name}");
+        // Of a run that was killed, on a cluster that is used again.
+        kubectl(&["delete", "namespace", &namespace, "--ignore-not-found", "--timeout=180s"]);
+        let canaries = ["key", "secret", "token"].map(|what| format!("canary-{what}-{name}"));
+        let site = Self { namespace, canaries, _turn: turn };
+        site.apply_example("namespace.yaml", |text| text);
+        site
+    }
+
+    /// Starts bot and venue and waits until the bot trades and a halt would work.
+    pub fn start(&self) {
+        self.start_with(|text| text);
+    }
+
+    /// The same with a bot that does not react to SIGTERM: it goes when it is killed after 10 s.
+    pub fn start_stubborn(&self) {
+        self.start_with(|text| {
+            let symbols = "            - {name: BOT_SYMBOLS, ";
+            let ignore = "            - {name: BOT_IGNORE_SIGTERM, value: \"true\"}\n";
+            assert!(text.contains(symbols) && text.contains("terminationGracePeriodSeconds: 10"));
+            text.replace(symbols, &format!("{ignore}{symbols}"))
+        });
+    }
+
+    fn start_with(&self, change: impl Fn(String) -> String) {
+        self.apply_example("workloads.yaml", change);
+        self.apply_example("system.yaml", |text| text);
+        self.kubectl(&["wait", "deployment", "--all", "--for=condition=Available", "--timeout=240s"]);
+        self.wait_until_trading();
+        self.kubectl(&["wait", "tradingsystem/demo", "--for=condition=Prepared", "--timeout=240s"]);
+    }
+
+    fn apply_example(&self, file: &str, change: impl Fn(String) -> String) {
+        let text = fs::read_to_string(checkout().join("examples/demo").join(file)).unwrap();
+        let [key, secret, token] = &self.canaries;
+        let text = text
+            .replace("trading-demo", &self.namespace)
+            .replace("key-id: demo-key", &format!("key-id: {key}"))
+            .replace("secret-key: demo-secret", &format!("secret-key: {secret}"))
+            .replace("token: demo-token", &format!("token: {token}"));
+        self.try_kubectl_with(&["apply", "-f", "-"], Some(&change(text))).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    // --- kubectl in its namespace ---
+
+    /// kubectl, which has to succeed.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.try_kubectl(arguments).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// kubectl.
+    pub fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        self.try_kubectl_with(arguments, None)
+    }
+
+    /// kubectl with something to read.
+    pub fn try_kubectl_with(&self, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
+        try_run("kubectl", &[&["--namespace", &self.namespace], arguments].concat(), input)
+    }
+
+    /// An object.
+    pub fn get(&self, what: &str) -> Value {
+        serde_json::from_str(&self.kubectl(&["get", what, "-o", "json"])).unwrap()
+    }
+
+    /// Pods of the bot that are there, whatever their state.
+    pub fn bot_pods(&self) -> usize {
+        items(&self.kubectl(&["get", "pods", "-l", "app=trading-bot", "-o", "json"])).len()
+    }
+
+    // --- The venue, seen from outside ---
+
+    fn venue(&self, path: &str) -> String {
+        format!("/api/v1/namespaces/{}/services/paper-venue:8080/proxy/_control/{path}", self.namespace)
+    }
+
+    /// The bot's account, as the venue has it.
+    pub fn account(&self) -> Value {
+        let path = self.venue(&format!("accounts/{}", self.canaries[0]));
+        serde_json::from_str(&kubectl(&["get", "--raw", &path])).unwrap()
+    }
+
+    /// Its open orders.
+    pub fn open_orders(&self) -> usize {
+        self.account()["openOrders"].as_array().unwrap().len()
+    }
+
+    /// Lets the venue answer some requests wrongly.
+    pub fn fault(&self, fault: &Value) {
+        run("kubectl", &["create", "--raw", &self.venue("faults"), "-f", "-"], Some(&fault.to_string()));
+    }
+
+    /// Lets it answer rightly again.
+    pub fn clear_faults(&self) {
+        kubectl(&["delete", "--raw", &self.venue("faults")]);
+    }
+
+    /// Waits for positions, and for resting orders of which a halt has something to cancel.
+    pub fn wait_until_trading(&self) {
+        until("the bot trades", || {
+            let account = self.account();
+            let count = |what: &str| account[what].as_array().map_or(0, Vec::len);
+            (count("openOrders") >= 3 && count("positions") >= 1).then_some(()).ok_or_else(|| account.to_string())
+        });
+    }
+
+    // --- Halting and resuming ---
+
+    /// Applies the halt of the example.
+    pub fn halt(&self, name: &str) {
+        self.apply_example("halt.yaml", |text| text.replace("name: stop-now", &format!("name: {name}")));
+    }
+
+    /// Applies the resume of the example.
+    pub fn resume(&self, name: &str, halt: &str) {
+        let change = |text: String| {
+            text.replace("name: stop-now", &format!("name: {halt}")).replace("name: go-on", &format!("name: {name}"))
+        };
+        let user = kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]);
+        self.apply_example("resume.yaml", |text| change(text).replace("kubernetes-admin", &user));
+    }
+
+    /// Waits for `Halted`.
+    pub fn wait_halted(&self, name: &str) -> Value {
+        let what = format!("tradinghalt/{name}");
+        self.kubectl(&["wait", &what, "--for=condition=Halted", "--timeout=240s"]);
+        self.get(&what)
+    }
+
+    /// Waits for `Completed`.
+    pub fn wait_completed(&self, name: &str) {
+        let what = format!("tradingresume/{name}");
+        self.kubectl(&["wait", &what, "--for=condition=Completed", "--timeout=240s"]);
+    }
+
+    /// Nobody can scale the bot up, and whoever tries reads what to do.
+    pub fn assert_latched(&self, halt: &str) {
+        let answer = refused(&self.try_kubectl(&["scale", "deployment/trading-bot", "--replicas=1"]));
+        assert!(answer.contains(&format!("create a TradingResume with spec.haltRef.name: {halt}")), "{answer}");
+        assert_eq!(self.get("deployment/trading-bot")["spec"]["replicas"], 0);
+    }
+
+    // --- The end ---
+
+    /// No credential in any status, Event, latch, log or metric; and the operator was refused nothing that it asked for.
+    pub fn assert_nothing_leaked(&self) {
+        let logs = operator_logs();
+        let kinds = "tradingsystems,tradinghalts,tradingresumes,events,configmaps,jobs,pods";
+        let objects = self.kubectl(&["get", kinds, "-o", "json"]);
+        let mut places = vec![("a log", logs.clone()), ("an object", objects)];
+        for pod in operator_pods() {
+            let name = pod["metadata"]["name"].as_str().unwrap();
+            let path = format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name}:8080/proxy/metrics");
+            places.push(("a metric", kubectl(&["get", "--raw", &path])));
+        }
+        assert!(logs.contains("standfast"), "the operator logs something");
+        for (place, text) in &places {
+            for line in text.lines() {
+                let canary = self.canaries.iter().find(|c| line.contains(c.as_str()));
+                assert!(canary.is_none(), "{} is in {place}: {line}", canary.unwrap());
+            }
+        }
+        for line in logs.lines() {
+            // What RBAC says. A scale-up on trial that the latch refuses is another matter, and wanted.
+            assert!(!line.contains("is forbidden: User"), "the operator lacks a permission: {line}");
+        }
+    }
+
+    /// The last look of a test that succeeded.
+    pub fn finish(self) {
+        self.assert_nothing_leaked();
+        kubectl(&["delete", "namespace", &self.namespace, "--timeout=180s"]);
+    }
+
+    /// Keeps what there is to look at after a failure.
+    fn dump(&self) {
+        let logs = std::env::var_os("STANDFAST_LOGS").map_or_else(|| checkout().join(".work/logs"), PathBuf::from);
+        let folder = logs.join("kind").join(&self.namespace);
+        let _ = fs::create_dir_all(&folder);
+        let kinds = "tradingsystems,tradinghalts,tradingresumes,deployments,replicasets,pods,jobs,configmaps,events";
+        let show = |arguments: &[&str]| self.try_kubectl(arguments).unwrap_or_else(|error| error);
+        let files = [
+            ("objects.yaml", show(&["get", kinds, "-o", "yaml"])),
+            ("bot.log", show(&["logs", "-l", "app=trading-bot", "--tail=-1"])),
+            ("venue.log", show(&["logs", "-l", "app=paper-venue", "--tail=-1"])),
+            ("operator.log", operator_logs()),
+            ("operator.txt", show(&["-n", OPERATOR_NAMESPACE, "get", "pods,events,leases", "-o", "wide"])),
+        ];
+        for (name, text) in files {
+            let _ = fs::write(folder.join(name), text);
+        }
+        eprintln!("{}", show(&["get", "tradingsystems,tradinghalts,tradingresumes,pods", "-o", "wide"]));
+        eprintln!("statuses and logs of {} are in {}", self.namespace, folder.display());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // A second panic would end all tests.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.dump()));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use rstest::rstest;
+use serde_json::{Value, json};
+use standfast_crds::v1alpha1::{LatchedWorkload, TradingResumeStatus};
+
+use super::{BORN, at, halt, plan, released_by, resume, system};
+use crate::resume::{
+    plan::{ResumePlan, accept, hash, plan_workloads},
+    rehalt,
+};
+
+const EARLIER: i64 = BORN - 60;
+
+#[rstest]
+#[case::held(json!({}), halt("stale", EARLIER, json!({})), None)]
+#[case::of_the_same_second(json!({}), halt("stale", BORN, json!({})), None)]
+#[case::not_proven_yet(json!({}), halt("stale", EARLIER, json!({"phase": "Fencing"})), None)]
+#[case::with_its_uid(json!({"haltRef": {"name": "stale", "uid": "uid-stale"}}), halt("stale", EARLIER, json!({})), None)]
+#[case::being_released_for_us(
+    json!({}),
+    halt("stale", EARLIER, json!({"released": {"resume": "go", "resumeUid": "uid-go", "requestedBy": "risk"}})),
+    None
+)]
+#[case::missing(
+    json!({"haltRef": {"name": "other"}}),
+    halt("stale", EARLIER, json!({})),
+    Some("there is no TradingHalt other in namespace bots: these hold: stale")
+)]
+#[case::missing_and_none_held(
+    json!({"haltRef": {"name": "other"}}),
+    halt("stale", EARLIER, released_by("before")),
+    Some("there is no TradingHalt other in namespace bots: none holds")
+)]
+#[case::another_of_that_name(
+    json!({"haltRef": {"name": "stale", "uid": "uid-old"}}),
+    halt("stale", EARLIER, json!({})),
+    Some("TradingHalt stale is another one now: its uid is uid-stale, not uid-old")
+)]
+#[case::younger(
+    json!({}),
+    halt("stale", BORN + 1, json!({})),
+    Some("TradingHalt stale is younger than this TradingResume, which cannot mean it: create another one")
+)]
+#[case::released(
+    json!({}),
+    halt("stale", EARLIER, released_by("before")),
+    Some("TradingHalt stale was already released by TradingResume before")
+)]
+#[case::being_released(
+    json!({}),
+    halt("stale", EARLIER, json!({"released": {"resume": "before", "resumeUid": "x", "requestedBy": "risk"}})),
+    Some("TradingHalt stale was already released by TradingResume before")
+)]
+#[case::released_by_hand(
+    json!({}),
+    halt("stale", EARLIER, json!({"latch": {"held": false, "configMap": "x"}})),
+    Some("TradingHalt stale was already released")
+)]
+#[case::not_latched(
+    json!({}),
+    halt("stale", EARLIER, json!({"latch": null, "phase": "Pending"})),
+    Some("TradingHalt stale has not latched anything: there is nothing to release, it may be deleted")
+)]
+#[case::unknown_check(
+    json!({"checks": {"names": ["api", "nope"]}}),
+    halt("stale", EARLIER, json!({})),
+    Some("the TradingSystem has no check nope: there are api, bot-ready, exchange")
+)]
+fn the_first_look(
+    #[case] spec: Value,
+    #[case] halt: standfast_crds::v1alpha1::TradingHalt,
+    #[case] refused: Option<&str>,
+) {
+    let decided = accept(&resume(spec), &[halt], Some(&system()), &[]);
+    assert_eq!(decided.err().as_deref(), refused);
+}
+
+#[test]
+fn without_its_system_a_halt_stays() {
+    let halts = [halt("stale", EARLIER, json!({}))];
+    let refused = accept(&resume(json!({})), &halts, None, &["equities".into()]).unwrap_err();
+    assert_eq!(
+        refused,
+        "the TradingSystem crypto of TradingHalt stale does not exist, and only it tells how to resume: there are equities"
+    );
+}
+
+#[rstest]
+#[case(json!({}), &["api", "exchange", "bot-ready"])]
+#[case(json!({"checks": {"groups": ["trading"]}}), &["exchange", "bot-ready"])]
+#[case(json!({"checks": {"names": ["api"], "groups": ["trading"]}}), &["api", "exchange", "bot-ready"])]
+#[case(json!({"checks": {"names": ["exchange"]}}), &["exchange"])]
+fn checks_are_chosen_by_name_and_group(#[case] spec: Value, #[case] chosen: &[&str]) {
+    let plan = accept(&resume(spec), &[halt("stale", EARLIER, json!({}))], Some(&system()), &[]).unwrap();
+    assert_eq!(plan.checks.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), chosen);
+}
+
+#[test]
+fn checks_of_stopped_workloads_are_asked_at_the_end() {
+    let plan = plan();
+    assert_eq!(plan.gates().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["api", "exchange"]);
+    assert_eq!(plan.exit_checks().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["bot-ready"]);
+}
+
+#[test]
+fn the_plan_is_frozen_as_it_reads_back() {
+    let plan = plan();
+    let (frozen, hashed) = plan.freeze().unwrap();
+    assert_eq!(hash(&frozen).unwrap(), hashed);
+    let mut resume = resume(json!({"paused": true}));
+    let status = TradingResumeStatus { plan: Some(frozen.clone()), ..TradingResumeStatus::default() };
+    resume.status = Some(status);
+    assert_eq!(ResumePlan::read(&resume).unwrap(), plan);
+    assert!(frozen["spec"].get("paused").is_none() && frozen["spec"].get("abort").is_none());
+    // What is not set is left out, but not in JSON of the user's own.
+    assert!(frozen["spec"].get("checks").is_none());
+    assert_eq!(frozen["venues"][0]["allowTrading"][0]["http"]["body"], json!({"until": null}));
+    // Halts take baselines from here.
+    assert!(serde_json::from_value::<Vec<LatchedWorkload>>(frozen["workloads"].clone()).is_ok());
+}
+
+#[test]
+fn the_hash_is_that_of_canonical_json() {
+    // printf '{"a":[1,"é"],"b":{"c":null,"d":1.5}}' | sha256sum
+    let expected = "efed24cd28353c8a4c5c19ec2bf6467177fd9c1814b82c3a932da70a4b1b70b1";
+    let found = hash(&json!({"b": {"d": 1.5, "c": null}, "a": [1, "é"]})).unwrap();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn only_an_unfinished_resume_has_workloads_to_restore() {
+    let mut resume = resume(json!({}));
+    assert!(plan_workloads(&resume).is_empty());
+    let (frozen, _) = plan().freeze().unwrap();
+    let begun = TradingResumeStatus {
+        started_at: Some(MicroTime(at(BORN))),
+        plan: Some(frozen),
+        ..TradingResumeStatus::default()
+    };
+    resume.status = Some(begun.clone());
+    assert_eq!(plan_workloads(&resume)[0].replicas, Some(3));
+    resume.status = Some(TradingResumeStatus { finished_at: Some(MicroTime(at(BORN))), ..begun });
+    assert!(plan_workloads(&resume).is_empty());
+}
+
+#[test]
+fn the_halt_after_an_abort_follows_from_the_resume() {
+    let mut resume = resume(json!({}));
+    assert_eq!(rehalt::names(&resume), ["go-abort", "go-abort-uid-go"]);
+    let halt = rehalt::halt(&resume, &plan(), "go-abort", "aborted");
+    assert_eq!(halt.data["spec"], json!({"systemRef": {"name": "crypto"}, "reason": "resume go was aborted"}));
+    assert_eq!(halt.metadata.owner_references, None);
+    resume.metadata.name = Some("x".repeat(253));
+    resume.metadata.uid = Some("0123456789abcdef".into());
+    assert!(rehalt::names(&resume).iter().all(|n| n.len() <= 200));
+    let reason = rehalt::halt(&resume, &plan(), "a", "aborted").data["spec"]["reason"].clone();
+    assert!(reason.as_str().unwrap().chars().count() <= 256);
+}
