@@ -148,8 +148,16 @@ async fn s0_34_orders_go_first_then_positions_then_trading_is_suspended() -> Res
     let (world, _operator) = trading("order", 1, may_close()).await?;
     world.venue.set_position(KEY, "AAPL", 10, 90);
     world.venue.place_order(KEY, &NewOrder::limit("AAPL", Side::Sell, 10, 200)).expect("accepted");
-    world.venue.set_behaviour(Behaviour::slow_cancels(Duration::from_millis(500)));
+    world.venue.set_behaviour(Behaviour::slow_cancels(Duration::from_millis(300)));
+    let stays = world.venue.fault(Fault::on("DELETE", "/v2/orders", Action::partial(&["AAPL"])));
     world.halt("out", close_all()).await?;
+    world.halt_until("out", "the bot is gone", |s| s.running_pods == Some(0)).await?;
+    let (seen, reads) = (&world.venue, world.venue.requests("GET", "/v2/orders").len());
+    let again = || (seen.requests("GET", "/v2/orders").len() > reads + 5).then_some(());
+    world.until("the order is seen again and again", async || Ok(again())).await?;
+    assert_eq!(world.venue.requests("DELETE", "/v2/positions").len(), 0, "its quantity cannot be closed");
+    assert!(!world.venue.suspended(KEY), "suspension would refuse the close");
+    world.venue.remove_fault(stays);
     world.halted("out").await?;
     let ledger = world.venue.ledger();
     let first = |method: &str, path: &str| {
@@ -244,6 +252,7 @@ async fn s0_41_a_close_whose_reply_was_lost_is_not_sent_twice() -> Result<()> {
     world.halted("out").await?;
     let closes = &world.venue.closes(KEY)["AAPL"];
     assert_eq!((closes.orders, closes.filled), (1, decimal(10)));
+    assert_eq!(world.venue.requests("DELETE", "/v2/positions").len(), 1, "the venue is not even asked again");
     Ok(())
 }
 

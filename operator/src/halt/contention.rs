@@ -47,7 +47,18 @@ impl HaltReconciler {
         now: Timestamp,
     ) {
         let generation = halt.metadata.generation;
+<<<<<<< HEAD
         let raised = memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some());
+=======
+        let raised = match memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some()) {
+            // The cache may be behind our own change: only what is raised live was raised by somebody.
+            Some(workload) => match self.scaler.read(&workload.key).await {
+                Ok((size, _)) if size == Size::stopped(workload.key.kind) => None,
+                _ => Some(workload),
+            },
+            None => None,
+        };
+>>>>>>> refs/heads/scen
         let recent = memory.contended.is_some_and(|at| at.elapsed() < SHOWN);
         match raised {
             Some(workload) => {
