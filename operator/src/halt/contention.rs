@@ -17,7 +17,11 @@ use standfast_crds::v1alpha1::{
 use tokio::time::Instant;
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, decide::Facts, evidence, memory::Memory};
-use crate::{client, scale::FIELD_MANAGER, workloads::Key};
+use crate::{
+    client,
+    scale::{FIELD_MANAGER, Size},
+    workloads::Key,
+};
 
 /// How long a contention is shown after it last happened.
 const SHOWN: Duration = Duration::from_secs(600);
@@ -47,9 +51,6 @@ impl HaltReconciler {
         now: Timestamp,
     ) {
         let generation = halt.metadata.generation;
-<<<<<<< HEAD
-        let raised = memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some());
-=======
         let raised = match memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some()) {
             // The cache may be behind our own change: only what is raised live was raised by somebody.
             Some(workload) => match self.scaler.read(&workload.key).await {
@@ -58,7 +59,6 @@ impl HaltReconciler {
             },
             None => None,
         };
->>>>>>> refs/heads/scen
         let recent = memory.contended.is_some_and(|at| at.elapsed() < SHOWN);
         match raised {
             Some(workload) => {
