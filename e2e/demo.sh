@@ -74,14 +74,17 @@ wait_until() { # SECONDS WHAT COMMAND...
 # --- What happens, while it happens ---------------------------------------------
 
 watchers=()
+seen=$home/seen # what has been shown since begin_watching
 
-# Shows changes as lines with the seconds since $started.
-watch_stream() { # NAME: shows the lines of its input
+# Shows the lines of its input with the seconds since $started.
+watch_stream() { # NAME
   local line
   while IFS= read -r line; do
     printf '%8s s  %-8s %s\n' "$(seconds $(($(now_ms) - started)))" "$1" "$line"
-  done
+  done | tee -a "$seen"
 }
+
+was_shown() { grep -Eq "$1" "$seen"; } # PATTERN
 
 # Only lines that differ from the one before.
 changes() {
@@ -99,20 +102,27 @@ watch_objects() { # RESOURCE COLUMNS
 watch_halts() {
   watch_objects tradinghalts PHASE:.status.phase,ORDERS:.status.openOrders,PODS:.status.runningPods |
     while read -r phase orders pods; do
-      echo "$phase; open orders: ${orders/<none>/not read yet}, trading pods: ${pods/<none>/not read yet}"
+      case $phase in
+        \<none\>) echo created ;;
+        *) echo "$phase; open orders: ${orders/<none>/not read yet}, trading pods: ${pods/<none>/not read yet}" ;;
+      esac
     done | changes | watch_stream halt
 }
 
 watch_resumes() {
   watch_objects tradingresumes PHASE:.status.phase,STEP:.status.currentStep |
     while read -r phase step; do
-      echo "$phase${step:+; ${step/<none>/no step}}"
+      case $phase/$step in
+        \<none\>/*) echo created ;;
+        */\<none\>) echo "$phase" ;;
+        *) echo "$phase: $step" ;;
+      esac
     done | changes | watch_stream resume
 }
 
 watch_pods() {
   kubectl --namespace "$namespace" get pods --selector app=trading-bot --watch --output-watch-events --no-headers \
-    --output 'custom-columns=NAME:.metadata.name,PHASE:.status.phase,READY:.status.containerStatuses[0].ready,GOES:.metadata.deletionTimestamp' \
+    --output 'custom-columns=EVENT:.type,NAME:.object.metadata.name,PHASE:.object.status.phase,READY:.object.status.containerStatuses[0].ready,GOES:.object.metadata.deletionTimestamp' \
     2>/dev/null |
     while read -r event name phase ready goes; do
       case $event/$goes in
@@ -132,6 +142,7 @@ watch_venue() {
 
 begin_watching() { # WATCHER...
   local watcher
+  : >"$seen"
   started=$(now_ms)
   for watcher in "$@"; do
     # A process group of its own, so that all of a pipe ends together.
@@ -176,7 +187,7 @@ trade() {
   run kubectl --namespace "$namespace" wait deployment --all --for=condition=Available --timeout=5m
   wait_until 180 "the bot holds positions and has resting orders" trades 6 3
   tell "The bot trades. The venue says: $(holdings). The bot says:"
-  bot | indent
+  tell "    $(bot)"
   tell
   tell "Would an emergency halt work now?"
   run kubectl --namespace "$namespace" wait tradingsystem/demo --for=condition=Prepared --timeout=3m
@@ -190,7 +201,8 @@ halt() {
   tell "What happens, in seconds from the start of kubectl:"
   begin_watching watch_pods watch_venue watch_halts
   kubectl apply -f examples/demo/halt.yaml >/dev/null
-  kubectl --namespace "$namespace" wait tradinghalt/stop-now --for=condition=Halted --timeout=3m >/dev/null
+  kubectl --namespace "$namespace" wait tradinghalt/stop-now --for=condition=Halted --timeout=5m >/dev/null
+  wait_until 30 "the watch shows the halt" was_shown 'halt +Halted'
   end_watching
   halt_started=$started
   tell
@@ -218,12 +230,12 @@ resume() {
   begin_watching watch_pods watch_venue watch_resumes
   kubectl apply -f examples/demo/resume.yaml >/dev/null
   kubectl --namespace "$namespace" wait tradingresume/go-on --for=condition=Completed --timeout=5m >/dev/null
-  wait_until 60 "the bot has resting orders again" trades 3 1
+  wait_until 120 "the bot has resting orders again" was_shown 'venue +[1-9][0-9]* open'
   end_watching
   tell
   run kubectl --namespace "$namespace" get tradinghalts,tradingresumes,tradingsystems
   tell "The bot trades again. The venue says: $(holdings). The bot says:"
-  bot | indent
+  tell "    $(bot)"
 }
 
 row() { printf '    %-46s %9s s\n' "$1" "$(seconds "$2")"; } # WHAT MILLISECONDS
