@@ -15,7 +15,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use futures::stream;
 use http::{Method, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use standfast_operator::outbound::{Call, CallError, Reply, Transport};
@@ -167,6 +169,7 @@ pub struct Faults(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     cut: watch::Sender<bool>,
+    deaf: watch::Sender<bool>,
 }
 
 struct State {
@@ -190,7 +193,11 @@ impl Faults {
     /// Lets this call go wrong, or none.
     pub fn new(strike: Option<Strike>) -> Self {
         let state = State { strike, struck: false, armed: false, life: 0, counts: BTreeMap::new(), log: Vec::new() };
-        Self(Arc::new(Inner { state: Mutex::new(state), cut: watch::Sender::new(false) }))
+        Self(Arc::new(Inner {
+            state: Mutex::new(state),
+            cut: watch::Sender::new(false),
+            deaf: watch::Sender::new(false),
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -214,6 +221,11 @@ impl Faults {
         let mut cut = self.0.cut.subscribe();
         // The sender lives as long as `self`.
         let _ = cut.wait_for(|cut| *cut).await;
+    }
+
+    /// From now on clients of [`Layers::watches`] hear nothing any more, without noticing it.
+    pub fn deafen(&self) {
+        self.0.deaf.send_replace(true);
     }
 
     /// Every call so far, in the order in which they were made.
@@ -317,6 +329,25 @@ impl Layers {
         let service = service_fn(move |request: Request<Body>| {
             let (layers, client) = (layers.clone(), client.clone());
             async move { layers.send(&client, request).await }
+        });
+        Client::new(service, namespace)
+    }
+
+    /// A client for watches, which can be made deaf.
+    pub fn watches(&self, client: Client) -> Client {
+        let (deaf, namespace) = (self.faults.0.deaf.subscribe(), client.default_namespace().to_owned());
+        let service = service_fn(move |request: Request<Body>| {
+            let (mut deaf, client) = (deaf.clone(), client.clone());
+            async move {
+                let (head, body) = client.send(request).await?.into_parts();
+                let _ = deaf.wait_for(|deaf| !*deaf).await;
+                let frames = stream::unfold((body, deaf), |(mut body, mut deaf)| async {
+                    let frame = body.frame().await?;
+                    let _ = deaf.wait_for(|deaf| !*deaf).await;
+                    Some((frame, (body, deaf)))
+                });
+                Ok::<_, BoxError>(Response::from_parts(head, StreamBody::new(frames)))
+            }
         });
         Client::new(service, namespace)
     }

@@ -202,7 +202,7 @@ async fn what_does_not_exist_is_told_in_the_status() -> Result<()> {
     };
     assert_eq!(
         failed("none", "typo").await?,
-        "there is no TradingHalt typo in namespace NAMESPACE, of those that hold there is none"
+        "there is no TradingHalt typo in namespace NAMESPACE: none holds"
     );
     let (done, said) = apply(&world, &halt("stale", json!({}))).await?;
     assert!(done, "{said}");

@@ -26,7 +26,7 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Client, Resource, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     runtime::{controller::Action, events::EventType},
 };
 use standfast_crds::v1alpha1::{
@@ -92,6 +92,10 @@ pub struct HaltReconciler {
 const PACE: Duration = Duration::from_millis(500);
 /// The shortest wait between looks, whatever the policy says.
 const SHORTEST: Duration = Duration::from_millis(50);
+/// How long effects wait to hear whether the halt still holds.
+const GLANCE: Duration = Duration::from_secs(1);
+/// When it is looked whether the cache knows of a release.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// After this long, a halt that cannot be proven is looked at less often.
 const IMPATIENCE: Duration = Duration::from_secs(120);
 
@@ -150,7 +154,13 @@ impl HaltReconciler {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.into(), memory);
     }
 
-    /// Forgets a halt that is released or gone.
+    /// Forgets what was seen of a halt that is released. What was written stays until the cache has it: an older state of
+    /// the halt would be taken for a held one.
+    fn forget_looks(&self, uid: &str) {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Forgets a halt that is released, as the cache knows too, or gone.
     pub fn forget(&self, uid: &str) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
@@ -215,6 +225,11 @@ impl HaltReconciler {
         }
         let observed = self.observe(&current, &status, &system, memory).await;
         let effects = decide::effects(&halt.spec, &policy, &observed.facts);
+        if !effects.is_empty()
+            && let Some(wait) = self.overtaken(&current).await
+        {
+            return Ok(Action::requeue(wait));
+        }
         status.venues = observed.venues;
         let now = Timestamp::now();
         for (cron_job, jobs) in &observed.jobs {
@@ -272,6 +287,24 @@ impl HaltReconciler {
             self.settle(self.write(&current, status).await)?;
         }
         Ok(Action::requeue(wait(judgement.phase, memory, &policy, self.pace)))
+    }
+
+    /// Whether the halt was released or deleted while this cache is behind, and when to look again: another leader may
+    /// have done it. Asked before anything is done again; without an answer it is done, since halting wins.
+    async fn overtaken(&self, halt: &TradingHalt) -> Option<Duration> {
+        let api: Api<TradingHalt> = Api::namespaced(self.client.clone(), &halt.namespace().unwrap_or_default());
+        match tokio::time::timeout(GLANCE, api.get_opt(&halt.name_any())).await {
+            Ok(Ok(Some(live))) if live.uid() == halt.uid() => {
+                let released = live.status.as_ref().is_some_and(|s| s.released.is_some());
+                if released {
+                    self.remember(&live);
+                }
+                released.then_some(Duration::ZERO)
+            }
+            // It is gone, and the cache will hear of it.
+            Ok(Ok(_)) => Some(self.pace),
+            Ok(Err(_)) | Err(_) => None,
+        }
     }
 
     /// Adds workloads and venues that the TradingSystem names by now. They only grow under a halt.
@@ -339,8 +372,14 @@ impl Reconcile for HaltReconciler {
         let halt = self.newest(&object);
         let status = halt.status.clone().unwrap_or_default();
         if status.phase == HaltPhase::Released {
-            self.forget(&halt.uid().unwrap_or_default());
-            return Ok(Action::await_change());
+            let uid = halt.uid().unwrap_or_default();
+            let known = object.status.as_ref().is_some_and(|s| s.phase == HaltPhase::Released);
+            if known {
+                self.forget(&uid);
+                return Ok(Action::await_change());
+            }
+            self.forget_looks(&uid);
+            return Ok(Action::requeue(CATCH_UP));
         }
         if status.latch.is_none() {
             return self.commit(&halt).await;

@@ -82,11 +82,11 @@ impl HaltReconciler {
         if written.is_ok() {
             let uid = current.uid().unwrap_or_default();
             self.registry.forget(&uid);
-            self.forget(&uid);
+            self.forget_looks(&uid);
             self.metrics.halt_gone(&namespace, &name);
         }
         self.settle(written)?;
-        Ok(Action::await_change())
+        Ok(Action::requeue(super::CATCH_UP))
     }
 
     /// An error of a write as the reconciler's result: what somebody else wrote in between is looked at again.
