@@ -94,6 +94,7 @@ async fn s0_33_a_halt_cancels_stops_and_proves_it() -> Result<()> {
     Ok(())
 }
 
+/// S0-33
 #[tokio::test]
 async fn s0_33_the_first_read_tells_how_many_orders_there_were() -> Result<()> {
     let (world, _operator) = trading("count", 1, json!({})).await?;
@@ -123,6 +124,7 @@ async fn kubectl_waits_for_a_halt_and_shows_it_on_one_line() -> Result<()> {
     Ok(())
 }
 
+/// S0-34
 #[tokio::test]
 async fn s0_34_close_all_leaves_the_account_flat_and_closes_each_position_once() -> Result<()> {
     let (world, _operator) = trading("close", 1, may_close()).await?;
@@ -143,6 +145,7 @@ async fn s0_34_close_all_leaves_the_account_flat_and_closes_each_position_once()
 }
 
 /// The defect 12 of the plans' scripts: an order that holds the quantity makes the close fail.
+/// S0-34
 #[tokio::test]
 async fn s0_34_orders_go_first_then_positions_then_trading_is_suspended() -> Result<()> {
     let (world, _operator) = trading("order", 1, may_close()).await?;
@@ -173,6 +176,35 @@ async fn s0_34_orders_go_first_then_positions_then_trading_is_suspended() -> Res
     Ok(())
 }
 
+/// A halt is made harder by a second one, while the first has suspended trading and the venue takes no closes then.
+/// S0-34
+#[tokio::test]
+async fn s0_34_a_second_halt_closes_where_the_first_has_suspended_trading() -> Result<()> {
+    let (world, _operator) = trading("harder", 1, may_close()).await?;
+    world.venue.set_position(KEY, "AAPL", 10, 90);
+    world.venue.set_position(KEY, "MSFT", -5, 110);
+    // Its closes fill in parts: the first halt sees them open, and leaves them alone.
+    world.venue.set_behaviour(Behaviour::partial(Duration::from_millis(150), 4, Duration::from_millis(150)));
+    world.halt("stop", json!({})).await?;
+    world.halted("stop").await?;
+    world.until("suspended", async || Ok(world.venue.suspended(KEY).then_some(()))).await?;
+    for name in ["out", "out-too"] {
+        world.halt(name, close_all()).await?;
+    }
+    for name in ["out", "out-too"] {
+        let status = world.halted(name).await?;
+        assert_eq!(says(&status, c::POSITIONS_CLOSED), ("True", "Flat"), "{name}");
+    }
+    assert_eq!(world.venue.positions(KEY), vec![]);
+    let closes = world.venue.closes(KEY);
+    for (symbol, held) in [("AAPL", 10), ("MSFT", 5)] {
+        assert_eq!((closes[symbol].orders, closes[symbol].filled), (1, decimal(held)), "{symbol}");
+    }
+    world.until("suspended again", async || Ok(world.venue.suspended(KEY).then_some(()))).await?;
+    world.halted("stop").await.map(drop)
+}
+
+/// S1-31
 #[tokio::test]
 async fn s1_31_positions_are_kept_where_the_policy_does_not_allow_closing() -> Result<()> {
     let (world, _operator) = trading("keep", 1, json!({})).await?;
@@ -187,6 +219,7 @@ async fn s1_31_positions_are_kept_where_the_policy_does_not_allow_closing() -> R
     Ok(())
 }
 
+/// S0-35
 #[tokio::test]
 async fn s0_35_the_portfolio_is_in_the_status() -> Result<()> {
     let (world, _operator) = trading("folio", 1, json!({})).await?;
@@ -199,6 +232,7 @@ async fn s0_35_the_portfolio_is_in_the_status() -> Result<()> {
     Ok(())
 }
 
+/// S0-41
 #[tokio::test]
 async fn s0_41_a_position_that_does_not_close_is_listed_and_tried_again_until_it_does() -> Result<()> {
     let (world, _operator) = trading("part", 1, may_close()).await?;
@@ -220,6 +254,7 @@ async fn s0_41_a_position_that_does_not_close_is_listed_and_tried_again_until_it
     Ok(())
 }
 
+/// S0-41
 #[tokio::test]
 async fn s0_41_positions_are_closed_one_by_one_where_the_venue_has_nothing_for_all() -> Result<()> {
     let world = world("single").await?;
@@ -241,6 +276,7 @@ async fn s0_41_positions_are_closed_one_by_one_where_the_venue_has_nothing_for_a
     Ok(())
 }
 
+/// S0-41
 #[tokio::test]
 async fn s0_41_a_close_whose_reply_was_lost_is_not_sent_twice() -> Result<()> {
     let (world, _operator) = trading("lost", 1, may_close()).await?;
@@ -256,6 +292,7 @@ async fn s0_41_a_close_whose_reply_was_lost_is_not_sent_twice() -> Result<()> {
     Ok(())
 }
 
+/// S0-41
 #[tokio::test]
 async fn s0_41_a_deadline_that_passes_is_told_and_closing_goes_on() -> Result<()> {
     let mut policy = may_close();
@@ -273,6 +310,7 @@ async fn s0_41_a_deadline_that_passes_is_told_and_closing_goes_on() -> Result<()
     Ok(())
 }
 
+/// S0-34
 #[tokio::test]
 async fn s0_34_a_closed_market_is_named_and_the_halt_closes_when_it_opens() -> Result<()> {
     let (world, _operator) = trading("market", 1, may_close()).await?;
@@ -290,6 +328,7 @@ async fn s0_34_a_closed_market_is_named_and_the_halt_closes_when_it_opens() -> R
     Ok(())
 }
 
+/// S4-10
 #[tokio::test]
 async fn s4_10_orders_stay_where_the_halt_cancels_none() -> Result<()> {
     let (world, _operator) = trading("none", 1, json!({})).await?;
@@ -304,6 +343,7 @@ async fn s4_10_orders_stay_where_the_halt_cancels_none() -> Result<()> {
     Ok(())
 }
 
+/// S4-10
 #[tokio::test]
 async fn s4_10_protective_orders_stay_and_the_others_go_one_by_one() -> Result<()> {
     let (world, _operator) = trading("guard", 1, json!({})).await?;
@@ -353,6 +393,7 @@ async fn s2_15_the_bot_is_halted_with_its_token_and_its_own_status_and_the_venue
     Ok(())
 }
 
+/// S2-15
 #[tokio::test]
 async fn s2_15_a_bot_that_refuses_the_token_is_recorded_and_the_halt_goes_on() -> Result<()> {
     let world = world("token").await?;
@@ -368,6 +409,7 @@ async fn s2_15_a_bot_that_refuses_the_token_is_recorded_and_the_halt_goes_on() -
     Ok(())
 }
 
+/// S0-35
 #[tokio::test]
 async fn s0_35_the_evidence_of_two_halts_is_one_chain_that_names_who_asked() -> Result<()> {
     let (world, _operator) = trading("chain", 1, json!({})).await?;
@@ -404,6 +446,7 @@ async fn two_halts_at_the_same_time_both_know_what_to_go_back_to() -> Result<()>
     Ok(())
 }
 
+/// S0-33
 #[tokio::test]
 async fn s0_33_nobody_scales_a_halted_bot_up_while_no_operator_runs() -> Result<()> {
     let (world, operator) = trading("down", 2, json!({})).await?;
@@ -577,6 +620,7 @@ async fn a_namespace_with_a_held_halt_can_be_deleted() -> Result<()> {
     world.until("the namespace is gone", gone).await
 }
 
+/// S1-29, S1-30
 #[tokio::test]
 async fn s1_29_s1_30_cancelling_does_not_wait_for_pods_that_never_end() -> Result<()> {
     let (world, _operator) = trading("stubborn", 1, json!({"haltPolicy": {"stopGracePeriod": "1s"}})).await?;
@@ -610,6 +654,7 @@ async fn a_pod_whose_node_does_not_answer_is_never_taken_for_stopped() -> Result
     Ok(())
 }
 
+/// The defect 1 of the plans' scripts: a cancel that failed is not said to be done. S0-33
 #[rstest]
 #[case::answers_500("ill-500", Action::Reply { status: 500, body: format!(r#"{{"message": "{SECRET}"}}"#), headers: vec![] })]
 #[case::answers_garbage("ill-json", Action::Garbage)]
@@ -636,6 +681,7 @@ async fn s0_33_a_venue_that_is_ill_makes_a_halt_unverified_until_it_is_well(
     Ok(())
 }
 
+/// S0-33
 #[tokio::test]
 async fn s0_33_an_order_that_the_venue_fails_to_cancel_is_listed_and_tried_again() -> Result<()> {
     let (world, _operator) = trading("ill-207", 1, json!({})).await?;
@@ -659,6 +705,7 @@ async fn s0_33_an_order_that_the_venue_fails_to_cancel_is_listed_and_tried_again
     Ok(())
 }
 
+/// S0-33
 #[tokio::test]
 async fn s0_33_an_order_that_reappears_is_cancelled_again() -> Result<()> {
     let (world, _operator) = trading("revive", 1, json!({})).await?;
@@ -802,6 +849,7 @@ async fn cron_job(world: &World) -> Result<()> {
     world.until("the Job's pod runs", async || Ok((world.pods("rebalance").await?.len() == 1).then_some(()))).await
 }
 
+/// S1-16
 #[tokio::test]
 async fn s1_16_a_cron_job_and_its_running_job_are_suspended() -> Result<()> {
     let world = world("cron").await?;

@@ -200,10 +200,7 @@ async fn what_does_not_exist_is_told_in_the_status() -> Result<()> {
         let text = condition(&conditions, "Completed").map(|c| c.message.replace(&namespace, "NAMESPACE"));
         text.context("no Completed")
     };
-    assert_eq!(
-        failed("none", "typo").await?,
-        "there is no TradingHalt typo in namespace NAMESPACE: none holds"
-    );
+    assert_eq!(failed("none", "typo").await?, "there is no TradingHalt typo in namespace NAMESPACE: none holds");
     let (done, said) = apply(&world, &halt("stale", json!({}))).await?;
     assert!(done, "{said}");
     world.halted("stale").await?;

@@ -139,6 +139,7 @@ async fn s1_35_a_resume_brings_the_recorded_replicas_back_and_allows_trading_las
     Ok(())
 }
 
+/// S1-33
 #[tokio::test]
 async fn s1_33_a_failing_check_keeps_everything_halted_and_says_why() -> Result<()> {
     let (world, _operator) = held_at_the_gates("check").await?;
@@ -152,6 +153,7 @@ async fn s1_33_a_failing_check_keeps_everything_halted_and_says_why() -> Result<
     assert_trading(&world, 2).await
 }
 
+/// S1-33
 #[tokio::test]
 async fn s1_33_a_check_that_fails_again_just_before_the_release_holds_it() -> Result<()> {
     let world = world("twice").await?;
@@ -180,6 +182,7 @@ async fn s1_33_a_check_that_fails_again_just_before_the_release_holds_it() -> Re
     assert_held(&world, "stale").await
 }
 
+/// S1-34
 #[tokio::test]
 async fn s1_34_a_sync_that_fails_keeps_the_halt() -> Result<()> {
     let world = world("sync").await?;
@@ -393,6 +396,7 @@ async fn a_bot_that_somebody_changed_under_the_halt_comes_back_changed() -> Resu
     Ok(())
 }
 
+/// S1-35
 #[tokio::test]
 async fn s1_35_a_bot_that_was_at_zero_before_the_halt_stays_there() -> Result<()> {
     let (world, _operator) = halted("zero", 0, json!({})).await?;

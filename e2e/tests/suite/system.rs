@@ -301,6 +301,7 @@ async fn s3_33_the_checks_are_a_table_in_the_status_and_numbers_come_from_the_da
     Ok(())
 }
 
+/// S3-36
 #[tokio::test]
 async fn s3_36_a_stale_ticker_is_told_with_its_time() -> Result<()> {
     let world = world("ticker").await?;
@@ -329,6 +330,7 @@ async fn s3_36_a_stale_ticker_is_told_with_its_time() -> Result<()> {
     Ok(())
 }
 
+/// S0-01
 #[tokio::test]
 async fn s0_01_the_objectives_are_shown() -> Result<()> {
     let world = world("objectives").await?;

@@ -58,6 +58,7 @@ pub fn name(effect: &Effect) -> String {
         Effect::CancelAll(venue, n) => format!("{venue}/cancelOrders/{n}"),
         Effect::CancelOne(venue, _) | Effect::CancelListed(venue) => format!("{venue}/cancelOrder"),
         Effect::Suspend(venue, n) => format!("{venue}/suspendTrading/{n}"),
+        Effect::Allow(venue, n) => format!("{venue}/allowTrading/{n}"),
         Effect::ApplicationHalt => "applicationHalt".into(),
         Effect::CloseAll(venue, n) => format!("{venue}/closePositions/{n}"),
         Effect::CloseOne(venue, _) => format!("{venue}/closePosition"),
@@ -76,6 +77,12 @@ pub fn cancels(effect: &Effect) -> bool {
 pub fn close_attempts(status: &TradingHaltStatus, venue: &str) -> i64 {
     let prefix = format!("{venue}/closePosition");
     status.actions.iter().filter(|a| a.name.starts_with(&prefix)).map(|a| a.attempts).sum()
+}
+
+/// Whether a halt has asked a venue to suspend trading, as far as its status tells.
+pub fn suspends(status: &TradingHaltStatus, venue: &str) -> bool {
+    let prefix = format!("{venue}/suspendTrading/");
+    status.actions.iter().any(|a| a.name.starts_with(&prefix) && a.state != ActionState::Failed)
 }
 
 /// Takes note of an intent.
@@ -221,6 +228,10 @@ impl HaltReconciler {
             }
             Effect::Suspend(venue, n) => {
                 let action = system.and_then(|s| action(s, venue, |v| v.suspend_trading.get(*n)));
+                self.perform(&namespace, &effect, action, prepared).await
+            }
+            Effect::Allow(venue, n) => {
+                let action = system.and_then(|s| action(s, venue, |v| v.allow_trading.get(*n)));
                 self.perform(&namespace, &effect, action, prepared).await
             }
             Effect::CloseAll(venue, n) => {
@@ -377,6 +388,7 @@ pub(super) fn job_of<'a>(system: &'a TradingSystem, effect: &Effect) -> Option<&
     match effect {
         Effect::CancelAll(venue, n) => action(system, venue, |v| v.cancel_orders.get(*n)),
         Effect::Suspend(venue, n) => action(system, venue, |v| v.suspend_trading.get(*n)),
+        Effect::Allow(venue, n) => action(system, venue, |v| v.allow_trading.get(*n)),
         Effect::CloseAll(venue, n) => action(system, venue, |v| v.close_positions.get(*n)),
         _ => None,
     }

@@ -18,6 +18,7 @@ use super::{
     evidence, latch,
     memory::{Memory, Retry},
     observe,
+    others::Others,
     record::{self, WriteError},
 };
 use crate::{client, controller::Failure};
@@ -63,7 +64,12 @@ impl HaltReconciler {
         let resumes = self.resumes.read_namespace(&namespace);
         let workloads = baseline::records(&views, halt, &self.registry, &halts, &resumes);
 
-        let venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
+        let mut venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
+        for (venue, offers) in venues.iter_mut().filter(|(_, o)| o.suspend_blocks_closing) {
+            // Suspended when the other halt is done.
+            let closing = Others::at(venue, &halts, halt, policy).closing;
+            offers.suspend = if closing { 0 } else { offers.suspend };
+        }
         let active = self.active(&namespace, &workloads);
         let application = system.spec.application_halt.is_some();
         let effects = decide::first_wave(&halt.spec, policy, active, &venues, application);
@@ -186,11 +192,18 @@ impl HaltReconciler {
             evidence::append(&mut status.evidence, now, "WorkloadsScaled", &message, false);
         }
         for venue in &status.venues {
-            let suspends: Vec<_> =
-                results.iter().filter(|r| r.name.starts_with(&format!("{}/suspendTrading/", venue.name))).collect();
-            if !suspends.is_empty() {
-                let answered = suspends.iter().all(|r| r.outcome.state == ActionState::Done);
-                memory.venues.entry(venue.name.clone()).or_default().suspended = answered;
+            // None: nothing was sent.
+            let answered = |action: &str| {
+                let prefix = format!("{}/{action}/", venue.name);
+                let mut sent = results.iter().filter(|r| r.name.starts_with(&prefix)).peekable();
+                sent.peek().is_some().then(|| sent.all(|r| r.outcome.state == ActionState::Done))
+            };
+            let remembered = memory.venues.entry(venue.name.clone()).or_default();
+            if let Some(done) = answered("suspendTrading") {
+                (remembered.suspended, remembered.allowed) = (done, false);
+            }
+            if let Some(done) = answered("allowTrading") {
+                (remembered.suspended, remembered.allowed) = (false, done);
             }
         }
         if let Some(result) = results.iter().find(|r| r.name == "applicationHalt") {

@@ -62,6 +62,8 @@ pub struct Offers {
     pub reads_positions: bool,
     /// Number of requests that suspend trading.
     pub suspend: usize,
+    /// Number of requests that allow it again.
+    pub allow: usize,
     /// The venue refuses closing while suspended.
     pub suspend_blocks_closing: bool,
 }
@@ -89,8 +91,14 @@ pub struct VenueFacts {
     pub cancelled_after_stop: bool,
     /// All requests to suspend were answered.
     pub suspend_done: bool,
-    /// A close was intended already.
+    /// Another held halt of the system has asked the venue to suspend trading.
+    pub suspended_elsewhere: bool,
+    /// All requests to allow trading, so that positions can be closed, were answered.
+    pub allow_done: bool,
+    /// A close was intended already, by this halt or by one that closes in its place.
     pub close_intended: bool,
+    /// Another held halt of the system is closing positions here, and not done: this one leaves that to it.
+    pub closing_elsewhere: bool,
     /// Why positions may not close now: the market is closed, for example.
     pub close_hindrance: Option<String>,
 }
@@ -151,7 +159,7 @@ impl Facts {
     }
 }
 
-/// Something to be done now. Everything but `Close…` may be repeated at will.
+/// Something to be done now. Everything but `Close…` and `Allow` may be repeated at will.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Write the latch's ConfigMap.
@@ -168,6 +176,9 @@ pub enum Effect {
     CancelListed(String),
     /// Send a request that suspends trading at the venue.
     Suspend(String, usize),
+    /// Send a request that allows trading at the venue, because it takes no closes while trading is suspended: nothing
+    /// of the system runs that could trade. Its intent is recorded first.
+    Allow(String, usize),
     /// Ask the bot to stop by itself.
     ApplicationHalt,
     /// Send a request that closes all positions. Its intent is recorded first.
@@ -179,7 +190,7 @@ pub enum Effect {
 impl Effect {
     /// Whether its intent has to be in the status before it is begun.
     pub fn needs_intent(&self) -> bool {
-        matches!(self, Self::CloseAll(..) | Self::CloseOne(..))
+        matches!(self, Self::CloseAll(..) | Self::CloseOne(..) | Self::Allow(..))
     }
 }
 
@@ -216,7 +227,8 @@ pub fn first_wave(
 /// How many orders or positions are handled one by one in a tick.
 const ITEMS_PER_TICK: usize = 50;
 
-fn closing_allowed(spec: &TradingHaltSpec, policy: &HaltPolicy) -> bool {
+/// Whether the halt is to close positions, and may.
+pub fn closing_allowed(spec: &TradingHaltSpec, policy: &HaltPolicy) -> bool {
     spec.positions.action == PositionAction::CloseAll
         && policy.allowed_position_actions.contains(&PositionAction::CloseAll)
 }
@@ -239,7 +251,7 @@ pub fn effects(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Ve
         let closing = closes(spec, policy, venue, facts, &mut effects);
         let suspended = matches!(venue.suspended, Some(Ok(true)));
         let unsuspended = matches!(venue.suspended, Some(Ok(false)));
-        let blocked = venue.offers.suspend_blocks_closing && closing;
+        let blocked = venue.offers.suspend_blocks_closing && (closing || venue.closing_elsewhere);
         if !blocked && !suspended && (unsuspended || !venue.suspend_done) {
             effects.extend((0..venue.offers.suspend).map(|n| Effect::Suspend(venue.name.clone(), n)));
         }
@@ -286,8 +298,11 @@ fn closes(
     // Orders hold the quantity that is to be closed: none may be open, neither the bot's nor one of our own closes.
     let settled = matches!(&venue.orders, Some(Ok(o)) if o.to_cancel == 0 && o.closing == 0);
     let due = if venue.close_intended { venue.stable_reads >= policy.verify_reads } else { venue.clean_reads >= 1 };
-    if facts.stopped() && settled && due && venue.close_hindrance.is_none() {
-        if venue.offers.close_all > 0 {
+    if facts.stopped() && settled && due && venue.close_hindrance.is_none() && !venue.closing_elsewhere {
+        if must_allow(venue) {
+            // Closed in a later tick, when the venue says that it takes orders.
+            effects.extend((0..venue.offers.allow).map(|n| Effect::Allow(venue.name.clone(), n)));
+        } else if venue.offers.close_all > 0 {
             effects.extend((0..venue.offers.close_all).map(|n| Effect::CloseAll(venue.name.clone(), n)));
         } else if venue.offers.close_one {
             let items = positions.items.iter().take(ITEMS_PER_TICK).cloned();
@@ -295,6 +310,16 @@ fn closes(
         }
     }
     true
+}
+
+/// Whether trading is suspended at a venue that takes no closes then.
+fn must_allow(venue: &VenueFacts) -> bool {
+    let suspended = match &venue.suspended {
+        Some(Ok(suspended)) => *suspended,
+        // Nobody says: what was asked for is taken for done.
+        Some(Err(_)) | None => !venue.allow_done && (venue.suspend_done || venue.suspended_elsewhere),
+    };
+    venue.offers.suspend_blocks_closing && suspended
 }
 
 /// One condition: type, status, reason, message.
@@ -467,7 +492,11 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
             return verdict("Unknown", "CloseNotPossible", message);
         }
         flat &= venue.flat_reads >= policy.verify_reads;
-        hindrance = hindrance.or(venue.close_hindrance.clone());
+        hindrance = hindrance.or(venue.close_hindrance.clone()).or_else(|| {
+            (positions_open(venue) && must_allow(venue) && venue.offers.allow == 0).then(|| {
+                format!("venue {} takes no closes while trading is suspended, and has no allowTrading", venue.name)
+            })
+        });
     }
     if open == 0 && flat {
         return verdict("True", "Flat", format!("{} reads in a row found no position", policy.verify_reads));
@@ -480,6 +509,10 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
         return verdict("False", "DeadlinePassed", format!("{left} after {}; closing goes on", policy.close_deadline));
     }
     verdict("False", "Closing", left)
+}
+
+fn positions_open(venue: &VenueFacts) -> bool {
+    matches!(&venue.positions, Some(Ok(positions)) if positions.open > 0)
 }
 
 #[cfg(test)]

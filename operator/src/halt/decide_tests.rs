@@ -39,6 +39,7 @@ fn offers() -> Offers {
         reads_orders: true,
         reads_positions: true,
         suspend: 1,
+        allow: 1,
         suspend_blocks_closing: true,
     }
 }
@@ -51,6 +52,9 @@ fn venue() -> VenueFacts {
         orders: Some(Ok(Orders::default())),
         positions: Some(Ok(Positions::default())),
         suspended: Some(Ok(true)),
+        suspended_elsewhere: false,
+        allow_done: false,
+        closing_elsewhere: false,
         clean_reads: 3,
         stable_reads: 3,
         flat_reads: 3,
@@ -148,7 +152,7 @@ fn s0_34_positions_are_closed_only_where_the_policy_allows_it(
 ) {
     let mut facts = proven();
     facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
-    facts.venues[0].flat_reads = 0;
+    (facts.venues[0].flat_reads, facts.venues[0].suspended) = (0, Some(Ok(false)));
     let spec = spec(CancelOrders::All, PositionAction::CloseAll);
     let judgement = judge(&spec, &policy(allowed), &facts);
     let found = judgement.conditions.iter().find(|v| v.0 == c::POSITIONS_CLOSED).unwrap();
@@ -169,16 +173,65 @@ fn s0_34_positions_are_closed_only_where_the_policy_allows_it(
 #[case::just_closed(|f: &mut Facts| { f.venues[0].close_intended = true; f.venues[0].stable_reads = 2 }, false)]
 #[case::our_close_is_open(|f: &mut Facts| { f.venues[0].close_intended = true; f.venues[0].orders = Some(Ok(Orders { closing: 1, ..Orders::default() })) }, false)]
 #[case::closed_and_nothing_moves(|f: &mut Facts| f.venues[0].close_intended = true, true)]
+#[case::an_older_halt_closes(|f: &mut Facts| f.venues[0].closing_elsewhere = true, false)]
 fn a_close_is_sent_only_when_it_can_neither_flip_nor_double(#[case] change: fn(&mut Facts), #[case] closes: bool) {
     let mut facts = proven();
     facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
-    facts.venues[0].flat_reads = 0;
+    (facts.venues[0].flat_reads, facts.venues[0].suspended) = (0, Some(Ok(false)));
     change(&mut facts);
     let effects = effects(&spec(CancelOrders::All, PositionAction::CloseAll), &policy(true), &facts);
     assert_eq!(effects.iter().any(Effect::needs_intent), closes, "{effects:?}");
 }
 
+/// Where an earlier halt has suspended trading and the venue takes no closes then, it is allowed first, and only as long
+/// as there is something to close and nothing runs that could trade.
+#[rstest]
+#[case::suspended(|_: &mut Facts| {}, "allow")]
+#[case::not_suspended(|f: &mut Facts| f.venues[0].suspended = Some(Ok(false)), "close")]
+#[case::a_pod_runs(|f: &mut Facts| f.pods = Ok(Pods { running: 1, overdue: None }), "")]
+#[case::nothing_to_close(|f: &mut Facts| f.venues[0].positions = Some(Ok(Positions::default())), "")]
+#[case::an_order_is_open(|f: &mut Facts| f.venues[0].orders = Some(Ok(Orders { to_cancel: 1, ..Orders::default() })), "")]
+#[case::no_request_to_allow(|f: &mut Facts| f.venues[0].offers.allow = 0, "")]
+#[case::suspension_does_not_block(|f: &mut Facts| f.venues[0].offers.suspend_blocks_closing = false, "close")]
+#[case::nobody_says_and_it_was_suspended_before(|f: &mut Facts| { f.venues[0].suspended = None; f.venues[0].suspend_done = false; f.venues[0].suspended_elsewhere = true }, "allow")]
+#[case::nobody_says_and_it_was_allowed_since(|f: &mut Facts| { f.venues[0].suspended = None; f.venues[0].allow_done = true; f.venues[0].suspended_elsewhere = true }, "close")]
+#[case::nobody_says_and_nobody_suspended(|f: &mut Facts| { f.venues[0].suspended = None; f.venues[0].suspend_done = false }, "close")]
+fn a_suspended_venue_is_opened_only_to_close(#[case] change: fn(&mut Facts), #[case] expected: &str) {
+    let mut facts = proven();
+    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
+    facts.venues[0].flat_reads = 0;
+    change(&mut facts);
+    let spec = spec(CancelOrders::All, PositionAction::CloseAll);
+    let effects = effects(&spec, &policy(true), &facts);
+    let done: Vec<_> = effects
+        .iter()
+        .filter_map(|e| match e {
+            Effect::Allow(..) => Some("allow"),
+            Effect::CloseAll(..) | Effect::CloseOne(..) => Some("close"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(done.concat(), expected, "{effects:?}");
+    assert!(expected != "allow" || !effects.iter().any(|e| matches!(e, Effect::Suspend(..))), "{effects:?}");
+    if facts.venues[0].offers.allow == 0 {
+        let said = judge(&spec, &policy(true), &facts).conditions.iter().find(|v| v.0 == c::POSITIONS_CLOSED).cloned();
+        assert!(said.as_ref().is_some_and(|v| v.2 == "CannotCloseNow" && v.3.contains("allowTrading")), "{said:?}");
+    }
+}
+
+/// A halt that keeps positions does not suspend trading while another one of its system closes them.
+#[rstest]
+#[case(true, false)]
+#[case(false, true)]
+fn a_halt_does_not_suspend_where_another_one_closes(#[case] elsewhere: bool, #[case] suspends: bool) {
+    let mut facts = proven();
+    (facts.venues[0].suspended, facts.venues[0].closing_elsewhere) = (Some(Ok(false)), elsewhere);
+    let effects = effects(&spec(CancelOrders::All, PositionAction::Keep), &policy(true), &facts);
+    assert_eq!(effects.iter().any(|e| matches!(e, Effect::Suspend(..))), suspends, "{effects:?}");
+}
+
 /// Which cancels follow from what was read.
+/// S4-10.
 #[rstest]
 #[case::none_asked(CancelOrders::None, Ok(2), true, false, &[])]
 #[case::all_open(CancelOrders::All, Ok(2), true, false, &["all"])]
@@ -249,6 +302,7 @@ prop_compose! {
         suspended in proptest::option::of(known(any::<bool>())),
         counts in (0..5_u32, 0..5_u32, 0..5_u32),
         flags in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        others in (any::<bool>(), any::<bool>(), any::<bool>()),
         removed in proptest::bool::weighted(0.1),
     ) -> VenueFacts {
         let orders = orders.map(|o| o.map(|(to_cancel, kept, closing)| Orders {
@@ -259,6 +313,7 @@ prop_compose! {
             name: "v".into(),
             offers: Offers { removed, ..offers() },
             orders, positions, suspended,
+            suspended_elsewhere: others.0, allow_done: others.1, closing_elsewhere: others.2,
             clean_reads: counts.0, stable_reads: counts.1, flat_reads: counts.2,
             cancelled_after_stop: flags.0, suspend_done: flags.1, close_intended: flags.2,
             close_hindrance: flags.3.then(|| "closed".to_owned()),
@@ -324,7 +379,7 @@ proptest! {
     fn nothing_irreversible_happens_on_doubt(spec in any_spec(), closing in any::<bool>(), facts in any_facts()) {
         for effect in effects(&spec, &policy(closing), &facts) {
             match effect {
-                Effect::CloseAll(..) | Effect::CloseOne(..) => {
+                Effect::CloseAll(..) | Effect::CloseOne(..) | Effect::Allow(..) => {
                     prop_assert!(closing && spec.positions.action == PositionAction::CloseAll && facts.stopped());
                 }
                 Effect::CancelAll(..) | Effect::CancelOne(..) => prop_assert!(spec.orders.cancel != CancelOrders::None),

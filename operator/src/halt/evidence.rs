@@ -71,6 +71,7 @@ mod tests {
         evidence
     }
 
+    /// S0-35
     #[test]
     fn s0_35_a_changed_entry_breaks_the_chain() {
         let evidence = chain(4);

@@ -60,8 +60,10 @@ pub struct VenueMemory {
     pub last_positions: Option<Vec<(String, String)>>,
     /// When the last cancel of all orders was begun.
     pub cancel_begun: Option<Instant>,
-    /// Requests to suspend that were answered.
+    /// The requests to suspend were answered, and none to allow was sent since.
     pub suspended: bool,
+    /// The requests to allow trading were answered, and none to suspend was sent since.
+    pub allowed: bool,
 }
 
 impl Memory {

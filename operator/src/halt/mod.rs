@@ -14,6 +14,7 @@ mod jobs;
 pub mod latch;
 pub mod memory;
 mod observe;
+mod others;
 pub mod record;
 mod release;
 

@@ -26,6 +26,7 @@ use super::{
     jobs::JobReads,
     latch,
     memory::Memory,
+    others::Others,
 };
 use crate::{
     calls::{self, Item, extract},
@@ -63,6 +64,7 @@ pub fn offers(venue: &Venue) -> Offers {
         reads_orders: !venue.open_orders.is_empty(),
         reads_positions: !venue.open_positions.is_empty(),
         suspend: venue.suspend_trading.len(),
+        allow: venue.allow_trading.len(),
         suspend_blocks_closing: venue.suspend_blocks_closing,
     }
 }
@@ -144,10 +146,13 @@ impl HaltReconciler {
             memory.latch = Some((Instant::now(), fact.clone()));
             facts.latch = fact;
         }
+        let policy = system.as_ref().map(|s| s.spec.halt_policy.clone()).unwrap_or_default();
+        let halts = self.halts.read_namespace(&namespace);
         let mut shown = vec![];
         for ((name, venue), read) in names.into_iter().zip(&venues).zip(reads) {
             let before = status.venues.iter().find(|v| v.name == name).cloned().unwrap_or_default();
-            let (fact, status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, stopped);
+            let others = Others::at(&name, &halts, halt, &policy);
+            let (fact, status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, (stopped, others));
             facts.venues.push(fact);
             shown.push(status);
         }
@@ -378,7 +383,7 @@ fn judge_venue(
     venue: Option<&Venue>,
     read: Option<VenueRead>,
     memory: &mut Memory,
-    stopped: bool,
+    (stopped, others): (bool, Others),
 ) -> (VenueFacts, VenueStatus) {
     let name = before.name.clone();
     let (Some(venue), Some(read)) = (venue, read) else {
@@ -387,7 +392,8 @@ fn judge_venue(
         let shown = VenueStatus { open_orders: None, kept_orders: None, open_positions: None, last_error, ..before };
         return (VenueFacts { name, offers: removed, ..VenueFacts::default() }, shown);
     };
-    let close_intended = act::close_attempts(status, &name) > 0;
+    // Orders that close positions are not the bot's, whichever halt sent them.
+    let close_intended = act::close_attempts(status, &name) > 0 || others.closing && others.close_intended;
     let cancel = halt.spec.orders.cancel;
     let held: Vec<_> = match &read.positions {
         Some(Ok(p)) => p.positions.iter().filter_map(|p| p.symbol.clone()).collect(),
@@ -427,7 +433,10 @@ fn judge_venue(
         flat_reads: remembered.flat,
         cancelled_after_stop,
         suspend_done: remembered.suspended,
+        suspended_elsewhere: others.suspended,
+        allow_done: remembered.allowed,
         close_intended,
+        closing_elsewhere: others.closing,
         close_hindrance,
     };
     (fact, shown)
