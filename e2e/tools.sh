@@ -205,8 +205,9 @@ as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 apt_install() { # GROUP...
   local group wanted present missing
   wanted=$(for group in "$@"; do apt_packages "$group"; done | tr ' ' '\n' | sort -u)
+  # dpkg-query fails when it knows one of the names not at all, as on a new machine.
   # shellcheck disable=SC2086,SC2016 # a list of names; dpkg's own variables
-  present=$(dpkg-query -W -f '${Package} ${Status}\n' $wanted 2>/dev/null |
+  present=$({ dpkg-query -W -f '${Package} ${Status}\n' $wanted 2>/dev/null || true; } |
     sed -n 's/ install ok installed$//p' | sort -u)
   mapfile -t missing < <(comm -23 <(echo "$wanted") <(echo "$present"))
   [ ${#missing[@]} -gt 0 ] || return 0
