@@ -35,6 +35,7 @@ test: ## Everything that proves the product (what CI runs)
 	@echo "== the committed manifests of the kinds are those of the code"
 	@$(MAKE) crds-check
 	@echo "== unit, property and control-plane tests"
+	@cargo build --locked --workspace --bins
 	@STANDFAST_CONTROLPLANE=$$(dirname "$$($(tools) controlplane)"); export STANDFAST_CONTROLPLANE; \
 	cargo test --locked --workspace -- --skip kind::
 	@echo "== end-to-end tests on a cluster"

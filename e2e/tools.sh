@@ -227,8 +227,10 @@ apt_quietly() { # PACKAGE...
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
   fi
-  DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
-    install -y --no-install-recommends "$@" >&2
+  # Hundreds of lines that nobody reads, unless it fails.
+  local said
+  said=$(DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+    install -y --no-install-recommends "$@" 2>&1) || { echo "$said" >&2; die "apt-get could not install $*"; }
 }
 
 main() {

@@ -223,7 +223,7 @@ impl Drop for ControlPlane {
 
 /// Starts programs from one thread that lives as long as the process: the kernel ends a child together with the thread
 /// that started it, and test threads end early.
-fn keeper(command: Command) -> Result<Child> {
+pub(crate) fn keeper(command: Command) -> Result<Child> {
     type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
     static KEEPER: std::sync::OnceLock<Mutex<mpsc::Sender<Order>>> = std::sync::OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {

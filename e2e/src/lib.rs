@@ -4,5 +4,7 @@ pub mod controlplane;
 pub mod faults;
 pub mod node;
 pub mod postgres;
+pub mod process;
+pub mod proxy;
 pub mod venue;
 pub mod world;

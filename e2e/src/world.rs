@@ -52,6 +52,8 @@ pub struct World {
     pub namespace: String,
     /// Its venue.
     pub venue: PaperVenue,
+    /// Where TradingSystems are told that the venue is.
+    pub venue_url: String,
     /// Runs its pods.
     pub node: Node,
     plane: Arc<ControlPlane>,
@@ -67,8 +69,14 @@ impl World {
         Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(object)?).await?;
         let venue = PaperVenue::start().await;
         venue.account(KEY, SECRET);
-        let world =
-            Self { node: Node::start(client.clone(), &namespace), client, namespace, venue, plane: Arc::clone(plane) };
+        let world = Self {
+            node: Node::start(client.clone(), &namespace),
+            client,
+            namespace,
+            venue_url: venue.url(),
+            venue,
+            plane: Arc::clone(plane),
+        };
         world
             .create::<Secret>(json!({
             "metadata": {"name": "alpaca", "labels": {"standfast.dev/use": "true"},
@@ -173,7 +181,7 @@ impl World {
 
     /// A venue of a TradingSystem that speaks to this world's venue.
     pub fn venue_spec(&self) -> Value {
-        let url = self.venue.url();
+        let url = &self.venue_url;
         let auth = json!({"headers": [
             {"name": "APCA-API-KEY-ID", "secretKeyRef": {"name": "alpaca", "key": "key-id"}},
             {"name": "APCA-API-SECRET-KEY", "secretKeyRef": {"name": "alpaca", "key": "secret-key"}}]});

@@ -1,14 +1,11 @@
 //! A control plane, a venue, and the release build of the operator as a process.
 
 use std::{
-    fs::File,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     coordination::v1::Lease,
@@ -18,6 +15,7 @@ use kube::{Api, Client, api::PostParams};
 use serde_json::{Value, json};
 use standfast_e2e::{
     controlplane::{ControlPlane, free_port},
+    process::Process,
     venue::PaperVenue,
 };
 
@@ -33,26 +31,6 @@ pub struct Rig {
     pub client: Client,
     /// The venue.
     pub venue: PaperVenue,
-}
-
-/// The operator, until it is dropped.
-pub struct Operator(Child);
-
-impl Operator {
-    /// Resident memory in MiB.
-    pub fn resident(&self) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("no VmRSS")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
-        Ok(kib / 1024.0)
-    }
-}
-
-impl Drop for Operator {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Rig {
@@ -111,37 +89,15 @@ impl Rig {
     }
 
     /// Starts the operator over these namespaces, and waits until it leads.
-    pub async fn operator(&self, namespaces: &str) -> Result<Operator> {
-        let program = program("standfast")?;
-        let log = File::create(self.plane.folder().join("standfast.log"))?;
+    pub async fn operator(&self, namespaces: &str) -> Result<Process> {
         let leases: Api<Lease> = self.api("default");
-        let name = format!("bench-{}", free_port()?);
-        let child = Command::new(&program)
-            .env("KUBECONFIG", self.plane.kubeconfig())
-            .env("STANDFAST_NAMESPACE", "default")
-            .env("STANDFAST_POD_NAME", "bench")
-            .env("STANDFAST_POD_UID", &name)
-            .env("STANDFAST_LEASE_NAME", &name)
-            .env("STANDFAST_LISTEN", format!("127.0.0.1:{}", free_port()?))
-            .env("STANDFAST_ALLOW_CIDRS", "127.0.0.0/8")
-            .env("STANDFAST_WATCH_NAMESPACES", namespaces)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
-        let operator = Operator(child);
-        wait(Duration::from_secs(60), "the operator leads", async || Ok(leases.get_opt(&name).await?.map(drop)))
+        let lease = format!("bench-{}", free_port()?);
+        let log = self.plane.folder().join("standfast.log");
+        let operator = Process::start(&self.plane.kubeconfig(), namespaces, &lease, &log)?;
+        wait(Duration::from_secs(60), "the operator leads", async || Ok(leases.get_opt(&lease).await?.map(drop)))
             .await?;
         Ok(operator)
     }
-}
-
-/// A program of the same build as this one.
-fn program(name: &str) -> Result<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name(name);
-    ensure!(path.exists(), "{} is missing: run `make bench`", path.display());
-    Ok(path)
 }
 
 /// Waits for a condition.

@@ -1,27 +1,20 @@
-//! The crash sweep: every call that an operator makes in a halt and in a resume goes wrong once, in every way.
-//!
-//! A clean run tells which calls there are. Then each of them is cut off, refused or lost in a world of its own, the
-//! operator is started again where it was cut off, and the end must be that of the clean run, or the status must ask for
-//! a person. What must never be, not even for a moment, is looked for all the time, on the world and not in the status.
-//!
-//! `STANDFAST_SWEEP=all` runs every plan, `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
+//! The world of one plan: what the operator is put through, what must never be, and how it ended.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
-    io::Write,
     net::Ipv4Addr,
-    str::FromStr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use axum::{Json, Router, routing};
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use kube::{
     Resource, ResourceExt,
@@ -34,7 +27,9 @@ use standfast_crds::v1alpha1::{
 };
 use standfast_e2e::{
     controlplane::ControlPlane,
-    faults::{Fault, Faults, Outcome, Recorded, Strike},
+    faults::{Faults, Outcome, Recorded},
+    process::Process,
+    proxy::{self, Living},
     venue::{Behaviour, Effect, NewOrder, PaperVenue, Side, What},
     world::{KEY, Operator, World},
 };
@@ -44,10 +39,8 @@ use standfast_operator::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::plane::plane;
+use super::{Plan, Scenario};
 
-/// Worlds that are under way at a time.
-const WORLDS: usize = 12;
 /// The longest that a plan may take from its beginning to its end.
 const LIMIT: Duration = Duration::from_secs(150);
 /// The longest that a status may stay without an end before it is taken at its word.
@@ -55,89 +48,63 @@ const PATIENCE: Duration = Duration::from_secs(100);
 /// Pause between two looks at the world.
 const SAMPLE: Duration = Duration::from_millis(10);
 /// Bots and their replicas.
-const BOTS: [(&str, i32); 2] = [("bot", 2), ("scalper", 1)];
-const HALT: &str = "halt";
-const RESUME: &str = "resume";
+pub const BOTS: [(&str, i32); 2] = [("bot", 2), ("scalper", 1)];
+/// Name of the halt.
+pub const HALT: &str = "halt";
+/// Name of the resume.
+pub const RESUME: &str = "resume";
 
-/// What an operator is put through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Scenario {
-    /// A halt that cancels and closes, beside an autoscaler.
-    Halt,
-    /// A resume, with a check and a sync, of a halt that is proven.
-    Resume,
+/// Where the operator runs, and what cutting it off means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// In this process: its runtime is dropped.
+    Here,
+    /// The program that users run, behind proxies: it is killed.
+    Process,
 }
 
-impl Scenario {
-    const ALL: [Self; 2] = [Self::Halt, Self::Resume];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Halt => "halt",
-            Self::Resume => "resume",
-        }
-    }
+/// An operator, cut off when it is dropped.
+pub enum Life {
+    /// In this process.
+    Here { _operator: Operator },
+    /// As a process.
+    Process { _operator: Process },
 }
 
-/// A scenario and what goes wrong in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Plan {
-    scenario: Scenario,
-    strike: Option<Strike>,
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.strike {
-            Some(strike) => write!(f, "{}/{strike}", self.scenario.name()),
-            None => write!(f, "{}/clean", self.scenario.name()),
-        }
-    }
-}
-
-impl FromStr for Plan {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let usage = "a plan reads like halt/PATCH deployments/bot/scale#1/cut-after";
-        let (scenario, rest) = text.split_once('/').context(usage)?;
-        let scenario = Scenario::ALL.into_iter().find(|s| s.name() == scenario).context(usage)?;
-        let (key, fault) = rest.rsplit_once('/').unwrap_or(("", rest));
-        let strike = match fault {
-            "clean" => None,
-            fault => Some(Strike { key: key.into(), fault: fault.parse()? }),
-        };
-        Ok(Self { scenario, strike })
-    }
+/// What a process is started with.
+struct Fronts {
+    kubeconfig: PathBuf,
+    log: PathBuf,
+    living: Living,
 }
 
 /// What a world looks like when all is over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct End {
-    halt: String,
-    resume: String,
+pub struct End {
+    pub halt: String,
+    pub resume: String,
     /// What each bot is set to.
-    replicas: BTreeMap<String, i32>,
+    pub replicas: BTreeMap<String, i32>,
     /// What the halt says that they go back to.
-    recorded: BTreeMap<String, i64>,
-    latches: usize,
-    open_orders: usize,
-    positions: BTreeMap<String, String>,
-    suspended: bool,
+    pub recorded: BTreeMap<String, i64>,
+    pub latches: usize,
+    pub open_orders: usize,
+    pub positions: BTreeMap<String, String>,
+    pub suspended: bool,
     /// For each symbol: closing orders, and how much of them was filled.
-    closes: BTreeMap<String, (usize, String)>,
+    pub closes: BTreeMap<String, (usize, String)>,
     /// How often the venue was told to accept orders again.
-    allowed: usize,
-    autoscaler: String,
+    pub allowed: usize,
+    pub autoscaler: String,
 }
 
 /// How a plan went.
-struct Run {
-    end: End,
-    calls: Vec<Recorded>,
-    struck: bool,
+pub struct Run {
+    pub end: End,
+    pub calls: Vec<Recorded>,
+    pub struck: bool,
     /// Why a person is asked for.
-    asks: Option<String>,
+    pub asks: Option<String>,
 }
 
 /// The bot's books: a check that can fail, and a sync.
@@ -166,13 +133,15 @@ impl Books {
 }
 
 /// A world that is ready for its scenario, and what watches it.
-struct Stage {
-    world: World,
-    faults: Faults,
+pub struct Stage {
+    pub world: World,
+    pub faults: Faults,
     scenario: Scenario,
     halt: watch::Receiver<Option<TradingHalt>>,
     resume: watch::Receiver<Option<TradingResume>>,
     system: watch::Receiver<Option<TradingSystem>>,
+    /// Where the operator runs as a process.
+    fronts: Option<Fronts>,
     /// Serves and watches until it is dropped.
     _tasks: JoinSet<()>,
 }
@@ -202,10 +171,27 @@ where
 }
 
 impl Stage {
-    async fn new(plane: &Arc<ControlPlane>, plan: &Plan) -> Result<Self> {
-        let world = World::new(plane, "sweep").await?;
+    pub async fn new(plane: &Arc<ControlPlane>, plan: &Plan, place: Where) -> Result<Self> {
+        let mut world = World::new(plane, "sweep").await?;
         let mut tasks = JoinSet::new();
-        let url = Arc::new(Books::default()).serve(&mut tasks).await?;
+        let mut url = Arc::new(Books::default()).serve(&mut tasks).await?;
+        let faults = Faults::new(plan.strike.clone());
+        let fronts = match place {
+            Where::Here => None,
+            Where::Process => {
+                let living = Living::new(faults.operator());
+                url = proxy::http(&mut tasks, url, living.clone()).await?;
+                world.venue_url = proxy::http(&mut tasks, world.venue.url(), living.clone()).await?;
+                let server = proxy::api_server(&mut tasks, plane.client().await?, living.clone()).await?;
+                let kubeconfig = plane.folder().join(format!("{}.kubeconfig", world.namespace));
+                let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "e2e",
+                    "clusters": [{"name": "e2e", "cluster": {"server": server}}],
+                    "users": [{"name": "nobody", "user": {}}],
+                    "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "nobody"}}]});
+                tokio::fs::write(&kubeconfig, config.to_string()).await?;
+                Some(Fronts { kubeconfig, log: plane.folder().join(format!("{}.log", world.namespace)), living })
+            }
+        };
         world.venue.set_behaviour(Behaviour {
             fill_delay_ms: 30,
             steps: 2,
@@ -241,24 +227,30 @@ impl Stage {
             .await?;
         let (halt, resume, system) =
             (newest(&world, &mut tasks), newest(&world, &mut tasks), newest(&world, &mut tasks));
-        let faults = Faults::new(plan.strike.clone());
-        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, system, _tasks: tasks })
+        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, system, fronts, _tasks: tasks })
     }
 
     /// Starts an operator behind the faults. Watches, and the lists that go with them, pass them by.
-    async fn operator(&self) -> Result<Operator> {
+    async fn operator(&self) -> Result<Life> {
         let layers = self.faults.operator();
+        if let Some(Fronts { kubeconfig, log, living }) = &self.fronts {
+            living.replace(layers);
+            let namespace = &self.world.namespace;
+            return Ok(Life::Process { _operator: Process::start(kubeconfig, namespace, namespace, log)? });
+        }
         let transport = layers.clone();
-        self.world
+        let operator = self
+            .world
             .operator_of(
                 move |plain| Clients { watch: plain.clone(), ..Clients::same(&retry_reads(layers.client(plain)), 64) },
                 move |inner| transport.transport(inner),
             )
-            .await
+            .await?;
+        Ok(Life::Here { _operator: operator })
     }
 
     /// Waits for `goal`, and starts the operator again when it was cut off.
-    async fn drive<T>(&self, operator: &mut Option<Operator>, goal: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn drive<T>(&self, operator: &mut Option<Life>, goal: impl Future<Output = Result<T>>) -> Result<T> {
         let mut goal = std::pin::pin!(goal);
         loop {
             tokio::select! {
@@ -272,7 +264,7 @@ impl Stage {
     }
 
     /// What processes of bots do as long as they run: place orders.
-    async fn trade(&self) {
+    pub async fn trade(&self) {
         let venue = &self.world.venue;
         loop {
             self.world.node.as_process(|| {
@@ -322,7 +314,7 @@ impl Stage {
     }
 
     /// Waits until the halt is proven and was verified again since. Else the reason why a person is asked for.
-    async fn until_halted(&self) -> Result<Option<String>> {
+    pub async fn until_halted(&self) -> Result<Option<String>> {
         let mut halt = self.halt.clone();
         let proven = async {
             loop {
@@ -355,7 +347,7 @@ impl Stage {
     }
 
     /// Waits until the resume has ended. Else the reason why a person is asked for.
-    async fn until_resumed(&self) -> Result<Option<String>> {
+    pub async fn until_resumed(&self) -> Result<Option<String>> {
         let mut resume = self.resume.clone();
         let ended = resume.wait_for(|r| r.as_ref().and_then(|r| r.status.as_ref()?.finished_at.as_ref()).is_some());
         let ended = tokio::time::timeout(PATIENCE, ended).await.map(|e| e.map(|r| r.clone()));
@@ -382,7 +374,7 @@ impl Stage {
     }
 
     /// Waits until the bots run and the operator has looked at their system.
-    async fn prepared(&self) -> Result<()> {
+    pub async fn prepared(&self) -> Result<()> {
         let mut system = self.system.clone();
         let looked_at = |system: &Option<TradingSystem>| {
             let conditions = system.iter().flat_map(|s| &s.status).flat_map(|s| &s.conditions);
@@ -422,7 +414,7 @@ impl Stage {
         }
     }
 
-    async fn end(&self) -> Result<End> {
+    pub async fn end(&self) -> Result<End> {
         let (world, venue) = (&self.world, &self.world.venue);
         let status = world.halt_status(HALT).await?;
         evidence::verify(&status.evidence).map_err(anyhow::Error::msg)?;
@@ -505,8 +497,8 @@ fn in_order(scenario: Scenario, calls: &[Recorded]) -> Result<()> {
 }
 
 /// Runs one plan in a world of its own.
-async fn run(plane: &Arc<ControlPlane>, plan: &Plan) -> Result<Run> {
-    let stage = Stage::new(plane, plan).await.context("setting the world up")?;
+pub async fn run(plane: &Arc<ControlPlane>, plan: &Plan, place: Where) -> Result<Run> {
+    let stage = Stage::new(plane, plan, place).await.context("setting the world up")?;
     let played = async {
         tokio::select! {
             played = stage.play() => played,
@@ -532,181 +524,4 @@ fn history(stage: &Stage, calls: &[Recorded]) -> String {
         calls.iter().filter(|c| c.armed && (c.mutating || !matches!(c.outcome, Outcome::Answered(_)))).collect();
     let lines: Vec<_> = calls.iter().map(|c| format!("    {} {:?}", c.key, c.outcome)).collect();
     format!("in {}, after the calls\n{}", stage.world.namespace, lines.join("\n"))
-}
-
-/// Calls of clean runs, in the order in which they came, each with whether it changes something and in how many runs it
-/// was there.
-fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
-    let mut found: Vec<(String, bool, usize)> = vec![];
-    for run in runs {
-        for call in run.calls.iter().filter(|c| c.armed) {
-            match found.iter_mut().find(|f| f.0 == call.key) {
-                Some(known) => known.2 += 1,
-                None => found.push((call.key.clone(), call.mutating, 1)),
-            }
-        }
-    }
-    found
-}
-
-fn say(line: &str) {
-    // Past the capture of the test's output: it is to be seen when all is well.
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-async fn sweep(scenario: Scenario) -> Result<()> {
-    let plane = plane().await?;
-    let wish = std::env::var("STANDFAST_SWEEP").unwrap_or_default();
-    let one: Option<Plan> = match wish.as_str() {
-        "" | "all" => None,
-        wish => Some(wish.parse()?),
-    };
-    if one.as_ref().is_some_and(|p| p.scenario != scenario) {
-        return Ok(());
-    }
-    let begun = Instant::now();
-    let clean = Plan { scenario, strike: None };
-    let runs = stream::iter(0..3).map(|_| run(plane, &clean)).buffer_unordered(3).collect::<Vec<_>>().await;
-    let runs = runs.into_iter().collect::<Result<Vec<_>>>().context("a clean run")?;
-    let expected = runs[0].end.clone();
-    for run in &runs {
-        ensure!(run.asks.is_none(), "a clean run asks for a person: {:?}", run.asks);
-        ensure!(run.end == expected, "two clean runs end differently:\n{:#?}\n{:#?}", expected, run.end);
-    }
-    let keys = keys(&runs);
-    if let Some(plan) = one {
-        let run = run(plane, &plan).await?;
-        for call in run.calls.iter().filter(|c| c.armed) {
-            say(&format!("{} {:?}", call.key, call.outcome));
-        }
-        say(&format!("{plan}: struck: {}, asks: {:?}", run.struck, run.asks));
-        ensure!(run.asks.is_some() || run.end == expected, "ends as {:#?}\nwanted {expected:#?}", run.end);
-        return Ok(());
-    }
-    let mut plans = vec![];
-    for (place, (key, mutating, _)) in keys.iter().enumerate() {
-        let faults = match (mutating, wish == "all", key.ends_with("#1")) {
-            (true, ..) | (_, true, _) => Fault::ALL.to_vec(),
-            // Over all reads every fault has its turn.
-            (false, false, true) => vec![Fault::ALL[place % Fault::ALL.len()]],
-            (false, false, false) => vec![],
-        };
-        let strike = |fault| Some(Strike { key: key.clone(), fault });
-        plans.extend(faults.into_iter().map(|f| Plan { scenario, strike: strike(f) }));
-    }
-    let mutating = keys.iter().filter(|k| k.1).count();
-    let unsteady: BTreeSet<_> = keys.iter().filter(|k| k.1 && k.2 < runs.len()).map(|k| k.0.as_str()).collect();
-    say(&format!(
-        "{}: {} calls in {} clean runs, {mutating} of them change something, {} of those not in every run; {} plans",
-        scenario.name(),
-        keys.len(),
-        runs.len(),
-        unsteady.len(),
-        plans.len()
-    ));
-    for key in &unsteady {
-        say(&format!("  not in every run: {key}"));
-    }
-    let worlds = std::env::var("STANDFAST_SWEEP_WORLDS").ok().and_then(|n| n.parse().ok()).unwrap_or(WORLDS);
-    let (expected, all) = (&expected, plans.len());
-    let results = stream::iter(plans)
-        .map(|plan| async move {
-            let judged = run(plane, &plan).await.and_then(|run| {
-                let same = run.asks.is_some() || run.end == *expected;
-                ensure!(same, "ends as {:#?}\nwanted {expected:#?}", run.end);
-                Ok((run.struck, run.asks))
-            });
-            (plan, judged)
-        })
-        .buffer_unordered(worlds);
-    let mut results = std::pin::pin!(results);
-    let (mut ran, mut missed, mut asked, mut failed) = (0, vec![], vec![], vec![]);
-    while let Some((plan, judged)) = results.next().await {
-        ran += 1;
-        if ran % 50 == 0 {
-            say(&format!("{}: {ran} of {all} plans, {} s", scenario.name(), begun.elapsed().as_secs()));
-        }
-        match judged {
-            Ok((_, Some(why))) => asked.push(format!("{plan}: {why}")),
-            Ok((false, None)) => missed.push(plan.to_string()),
-            Ok((true, None)) => {}
-            Err(error) => {
-                say(&format!(
-                    "{plan}: {error:?}\n  again: STANDFAST_SWEEP='{plan}' cargo test -p standfast-e2e --test suite sweep"
-                ));
-                failed.push(plan.to_string());
-            }
-        }
-    }
-    missed.sort();
-    say(&format!(
-        "{}: {ran} plans run in {} s: {} ended as the clean run, {} asked for a person, {} were not reached, {} failed",
-        scenario.name(),
-        begun.elapsed().as_secs(),
-        ran - failed.len() - asked.len() - missed.len(),
-        asked.len(),
-        missed.len(),
-        failed.len()
-    ));
-    for (what, plans) in [("asked for a person", &asked), ("not reached", &missed), ("failed", &failed)] {
-        for plan in plans {
-            say(&format!("  {what}: {plan}"));
-        }
-    }
-    ensure!(failed.is_empty(), "{} of {ran} plans failed", failed.len());
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sweep_of_a_halt() -> Result<()> {
-    sweep(Scenario::Halt).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sweep_of_a_resume() -> Result<()> {
-    sweep(Scenario::Resume).await
-}
-
-/// A second operator, whose watches are dead, still takes the halt for held when the first one has released it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_that_a_watch_missed_is_not_undone() -> Result<()> {
-    let stage = Stage::new(plane().await?, &Plan { scenario: Scenario::Resume, strike: None }).await?;
-    let _leader = stage.world.operator().await?;
-    let layers = stage.faults.operator();
-    let transport = layers.clone();
-    let _deaf = stage
-        .world
-        .operator_of(
-            move |plain| Clients { watch: layers.watches(plain.clone()), ..Clients::same(&layers.client(plain), 64) },
-            move |inner| transport.transport(inner),
-        )
-        .await?;
-    stage.prepared().await?;
-    stage.world.halt(HALT, json!({})).await?;
-    ensure!(stage.until_halted().await?.is_none(), "the halt is not proven");
-    let looks = || stage.faults.log().iter().filter(|c| c.kind == "GET configmaps/standfast-latch-halt").count();
-    let before = looks();
-    stage.world.until("the second operator looks at the halt", async || Ok((looks() > before).then_some(()))).await?;
-    stage.faults.deafen();
-    stage.faults.arm();
-    stage.world.resume(RESUME, HALT).await?;
-    let resumed = async {
-        tokio::select! {
-            resumed = stage.until_resumed() => resumed,
-            () = stage.trade() => unreachable!("it goes on for ever"),
-        }
-    };
-    ensure!(resumed.await?.is_none(), "the resume asks for a person");
-    // It sees that the latch is gone, and asks for the halt before it does anything about that. Of the calls only its
-    // own are recorded.
-    let asked = || stage.faults.log().iter().any(|c| c.armed && c.kind == "GET tradinghalts/halt");
-    stage.world.until("the second operator looks again", async || Ok(asked().then_some(()))).await?;
-    let end = stage.end().await?;
-    assert_eq!((end.halt.as_str(), end.latches, end.suspended), ("Released", 0, false));
-    assert_eq!(end.replicas, BOTS.map(|(name, replicas)| (name.to_owned(), replicas)).into());
-    let of_halt = |c: &Recorded| c.armed && c.mutating && !c.kind.contains("tradingsystems");
-    let did = stage.faults.log().into_iter().filter(|c| of_halt(c) && c.outcome.took_effect());
-    let did: Vec<_> = did.map(|c| c.key).collect();
-    assert!(did.is_empty(), "the second operator acted: {did:?}");
-    Ok(())
 }

@@ -1,0 +1,254 @@
+//! The crash sweep: every call that an operator makes in a halt and in a resume goes wrong once, in every way.
+//!
+//! A clean run tells which calls there are. Then each of them is cut off, refused or lost in a world of its own, the
+//! operator is started again where it was cut off, and the end must be that of the clean run, or the status must ask for
+//! a person. What must never be, not even for a moment, is looked for all the time, on the world and not in the status.
+//!
+//! `STANDFAST_SWEEP=all` runs every plan, `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
+
+mod process;
+mod stage;
+
+use std::{collections::BTreeSet, fmt, io::Write, str::FromStr, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, stream};
+use serde_json::json;
+use standfast_e2e::faults::{Fault, Recorded, Strike};
+use standfast_operator::client::Clients;
+
+use crate::plane::plane;
+use stage::{BOTS, HALT, RESUME, Run, Stage, Where, run};
+
+/// Worlds that are under way at a time.
+const WORLDS: usize = 12;
+
+/// What an operator is put through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Scenario {
+    /// A halt that cancels and closes, beside an autoscaler.
+    Halt,
+    /// A resume, with a check and a sync, of a halt that is proven.
+    Resume,
+}
+
+impl Scenario {
+    const ALL: [Self; 2] = [Self::Halt, Self::Resume];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Halt => "halt",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+/// A scenario and what goes wrong in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Plan {
+    scenario: Scenario,
+    strike: Option<Strike>,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.strike {
+            Some(strike) => write!(f, "{}/{strike}", self.scenario.name()),
+            None => write!(f, "{}/clean", self.scenario.name()),
+        }
+    }
+}
+
+impl FromStr for Plan {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let usage = "a plan reads like halt/PATCH deployments/bot/scale#1/cut-after";
+        let (scenario, rest) = text.split_once('/').context(usage)?;
+        let scenario = Scenario::ALL.into_iter().find(|s| s.name() == scenario).context(usage)?;
+        let (key, fault) = rest.rsplit_once('/').unwrap_or(("", rest));
+        let strike = match fault {
+            "clean" => None,
+            fault => Some(Strike { key: key.into(), fault: fault.parse()? }),
+        };
+        Ok(Self { scenario, strike })
+    }
+}
+
+/// Calls of clean runs, in the order in which they came, each with whether it changes something and in how many runs it
+/// was there.
+fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
+    let mut found: Vec<(String, bool, usize)> = vec![];
+    for run in runs {
+        for call in run.calls.iter().filter(|c| c.armed) {
+            match found.iter_mut().find(|f| f.0 == call.key) {
+                Some(known) => known.2 += 1,
+                None => found.push((call.key.clone(), call.mutating, 1)),
+            }
+        }
+    }
+    found
+}
+
+fn say(line: &str) {
+    // Past the capture of the test's output: it is to be seen when all is well.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+async fn sweep(scenario: Scenario) -> Result<()> {
+    let plane = plane().await?;
+    let wish = std::env::var("STANDFAST_SWEEP").unwrap_or_default();
+    let one: Option<Plan> = match wish.as_str() {
+        "" | "all" => None,
+        wish => Some(wish.parse()?),
+    };
+    if one.as_ref().is_some_and(|p| p.scenario != scenario) {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let clean = Plan { scenario, strike: None };
+    let runs =
+        stream::iter(0..3).map(|_| run(plane, &clean, Where::Here)).buffer_unordered(3).collect::<Vec<_>>().await;
+    let runs = runs.into_iter().collect::<Result<Vec<_>>>().context("a clean run")?;
+    let expected = runs[0].end.clone();
+    for run in &runs {
+        ensure!(run.asks.is_none(), "a clean run asks for a person: {:?}", run.asks);
+        ensure!(run.end == expected, "two clean runs end differently:\n{:#?}\n{:#?}", expected, run.end);
+    }
+    let keys = keys(&runs);
+    if let Some(plan) = one {
+        let run = run(plane, &plan, Where::Here).await?;
+        for call in run.calls.iter().filter(|c| c.armed) {
+            say(&format!("{} {:?}", call.key, call.outcome));
+        }
+        say(&format!("{plan}: struck: {}, asks: {:?}", run.struck, run.asks));
+        ensure!(run.asks.is_some() || run.end == expected, "ends as {:#?}\nwanted {expected:#?}", run.end);
+        return Ok(());
+    }
+    let mut plans = vec![];
+    for (place, (key, mutating, _)) in keys.iter().enumerate() {
+        let faults = match (mutating, wish == "all", key.ends_with("#1")) {
+            (true, ..) | (_, true, _) => Fault::ALL.to_vec(),
+            // Over all reads every fault has its turn.
+            (false, false, true) => vec![Fault::ALL[place % Fault::ALL.len()]],
+            (false, false, false) => vec![],
+        };
+        let strike = |fault| Some(Strike { key: key.clone(), fault });
+        plans.extend(faults.into_iter().map(|f| Plan { scenario, strike: strike(f) }));
+    }
+    let mutating = keys.iter().filter(|k| k.1).count();
+    let unsteady: BTreeSet<_> = keys.iter().filter(|k| k.1 && k.2 < runs.len()).map(|k| k.0.as_str()).collect();
+    say(&format!(
+        "{}: {} calls in {} clean runs, {mutating} of them change something, {} of those not in every run; {} plans",
+        scenario.name(),
+        keys.len(),
+        runs.len(),
+        unsteady.len(),
+        plans.len()
+    ));
+    for key in &unsteady {
+        say(&format!("  not in every run: {key}"));
+    }
+    let worlds = std::env::var("STANDFAST_SWEEP_WORLDS").ok().and_then(|n| n.parse().ok()).unwrap_or(WORLDS);
+    let (expected, all) = (&expected, plans.len());
+    let results = stream::iter(plans)
+        .map(|plan| async move {
+            let judged = run(plane, &plan, Where::Here).await.and_then(|run| {
+                let same = run.asks.is_some() || run.end == *expected;
+                ensure!(same, "ends as {:#?}\nwanted {expected:#?}", run.end);
+                Ok((run.struck, run.asks))
+            });
+            (plan, judged)
+        })
+        .buffer_unordered(worlds);
+    let mut results = std::pin::pin!(results);
+    let (mut ran, mut missed, mut asked, mut failed) = (0, vec![], vec![], vec![]);
+    while let Some((plan, judged)) = results.next().await {
+        ran += 1;
+        if ran % 50 == 0 {
+            say(&format!("{}: {ran} of {all} plans, {} s", scenario.name(), begun.elapsed().as_secs()));
+        }
+        match judged {
+            Ok((_, Some(why))) => asked.push(format!("{plan}: {why}")),
+            Ok((false, None)) => missed.push(plan.to_string()),
+            Ok((true, None)) => {}
+            Err(error) => {
+                say(&format!(
+                    "{plan}: {error:?}\n  again: STANDFAST_SWEEP='{plan}' cargo test -p standfast-e2e --test suite sweep"
+                ));
+                failed.push(plan.to_string());
+            }
+        }
+    }
+    missed.sort();
+    say(&format!(
+        "{}: {ran} plans run in {} s: {} ended as the clean run, {} asked for a person, {} were not reached, {} failed",
+        scenario.name(),
+        begun.elapsed().as_secs(),
+        ran - failed.len() - asked.len() - missed.len(),
+        asked.len(),
+        missed.len(),
+        failed.len()
+    ));
+    for (what, plans) in [("asked for a person", &asked), ("not reached", &missed), ("failed", &failed)] {
+        for plan in plans {
+            say(&format!("  {what}: {plan}"));
+        }
+    }
+    ensure!(failed.is_empty(), "{} of {ran} plans failed", failed.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sweep_of_a_halt() -> Result<()> {
+    sweep(Scenario::Halt).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sweep_of_a_resume() -> Result<()> {
+    sweep(Scenario::Resume).await
+}
+
+/// A second operator, whose watches are dead, still takes the halt for held when the first one has released it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_a_watch_missed_is_not_undone() -> Result<()> {
+    let stage = Stage::new(plane().await?, &Plan { scenario: Scenario::Resume, strike: None }, Where::Here).await?;
+    let _leader = stage.world.operator().await?;
+    let layers = stage.faults.operator();
+    let transport = layers.clone();
+    let _deaf = stage
+        .world
+        .operator_of(
+            move |plain| Clients { watch: layers.watches(plain.clone()), ..Clients::same(&layers.client(plain), 64) },
+            move |inner| transport.transport(inner),
+        )
+        .await?;
+    stage.prepared().await?;
+    stage.world.halt(HALT, json!({})).await?;
+    ensure!(stage.until_halted().await?.is_none(), "the halt is not proven");
+    let looks = || stage.faults.log().iter().filter(|c| c.kind == "GET configmaps/standfast-latch-halt").count();
+    let before = looks();
+    stage.world.until("the second operator looks at the halt", async || Ok((looks() > before).then_some(()))).await?;
+    stage.faults.deafen();
+    stage.faults.arm();
+    stage.world.resume(RESUME, HALT).await?;
+    let resumed = async {
+        tokio::select! {
+            resumed = stage.until_resumed() => resumed,
+            () = stage.trade() => unreachable!("it goes on for ever"),
+        }
+    };
+    ensure!(resumed.await?.is_none(), "the resume asks for a person");
+    // It sees that the latch is gone, and asks for the halt before it does anything about that. Of the calls only its
+    // own are recorded.
+    let asked = || stage.faults.log().iter().any(|c| c.armed && c.kind == "GET tradinghalts/halt");
+    stage.world.until("the second operator looks again", async || Ok(asked().then_some(()))).await?;
+    let end = stage.end().await?;
+    assert_eq!((end.halt.as_str(), end.latches, end.suspended), ("Released", 0, false));
+    assert_eq!(end.replicas, BOTS.map(|(name, replicas)| (name.to_owned(), replicas)).into());
+    let of_halt = |c: &Recorded| c.armed && c.mutating && !c.kind.contains("tradingsystems");
+    let did = stage.faults.log().into_iter().filter(|c| of_halt(c) && c.outcome.took_effect());
+    let did: Vec<_> = did.map(|c| c.key).collect();
+    assert!(did.is_empty(), "the second operator acted: {did:?}");
+    Ok(())
+}
