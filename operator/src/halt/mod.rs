@@ -16,7 +16,7 @@ pub mod memory;
 mod observe;
 mod others;
 pub mod record;
-mod release;
+pub mod release;
 
 use std::{
     collections::HashMap,

@@ -69,8 +69,8 @@ impl ResumeJournal {
         ending: Option<&Ending>,
     ) -> Result<(), JournalError> {
         let running = status.steps.iter().any(|s| s.state == StepState::Running);
-        // A gate that is being asked changes nothing.
-        let paused = self.object.spec.paused && (status.release_requested_at.is_none() || !running);
+        // Up to the release a step that is under way changes nothing; afterwards it comes to its end first.
+        let paused = self.object.spec.paused && (!status::is_released(&status) || !running);
         status::digest(&mut status, self.object.metadata.generation, paused, ending, now());
         self.write(status).await
     }

@@ -9,6 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response};
+use k8s_openapi::jiff::Timestamp;
 use kube::{Client, client::Body};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -174,13 +175,22 @@ async fn nothing_is_released_without_guardrails() {
 }
 
 #[rstest]
-#[case(vec![halt("stale", BORN - 60, released_by("go"))], "Done")]
-#[case(vec![halt("stale", BORN - 60, json!({}))], "InProgress")]
-#[case(vec![halt("stale", BORN - 60, released_by("other"))], "Failed")]
-#[case(vec![], "Failed")]
+#[case(vec![halt("stale", BORN - 60, released_by("go"))], 0, "Done")]
+#[case(vec![halt("stale", BORN - 60, json!({}))], 0, "InProgress")]
+#[case(vec![halt("stale", BORN - 60, released_by("other"))], 0, "Failed")]
+#[case(vec![], 0, "Failed")]
+#[case::not_acted_on(vec![halt("stale", BORN - 60, json!({}))], 60, "Failed(\"not released: the request")]
+#[case::begun_in_time(
+    vec![halt("stale", BORN - 60, json!({"released": {"resume": "go", "resumeUid": "uid-go", "requestedBy": "risk"}}))],
+    60,
+    "InProgress"
+)]
 #[tokio::test]
-async fn the_release_is_the_halts_own(#[case] halts: Vec<TradingHalt>, #[case] expected: &str) {
-    let seen = find(&context(Some(halts), &Arc::default()), step::RELEASE).observe(&StepStatus::default()).await;
+async fn the_release_is_the_halts_own(#[case] halts: Vec<TradingHalt>, #[case] age: i64, #[case] expected: &str) {
+    let mut cx = context(Some(halts), &Arc::default());
+    let requested = Timestamp::from_second(Timestamp::now().as_second() - age).unwrap();
+    Arc::get_mut(&mut cx).unwrap().requested_at = Some(requested);
+    let seen = find(&cx, step::RELEASE).observe(&StepStatus::default()).await;
     assert!(format!("{seen:?}").starts_with(expected), "{seen:?}");
 }
 
