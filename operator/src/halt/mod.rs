@@ -312,11 +312,10 @@ impl HaltReconciler {
     fn grow(&self, halt: &TradingHalt, status: &mut TradingHaltStatus, system: Option<&TradingSystem>) -> bool {
         let Some(system) = system else { return false };
         let namespace = halt.namespace().unwrap_or_default();
-        let (views, _) = self.workloads.trading(&namespace, &system.spec.workloads);
-        let known = |w: &LatchedWorkload| status.workloads.iter().any(|k| k.kind == w.kind && k.name == w.name);
+        let (mut views, _) = self.workloads.trading(&namespace, &system.spec.workloads);
+        views.retain(|v| !status.workloads.iter().any(|k| k.kind == v.key.kind && k.name == v.key.name));
         let (halts, resumes) = (self.halts.read_namespace(&namespace), self.resumes.read_namespace(&namespace));
         let mut new = baseline::records(&views, halt, &self.registry, &halts, &resumes);
-        new.retain(|w| !known(w));
         new.truncate(commit::WORKLOAD_LIMIT.saturating_sub(status.workloads.len()));
         let venues: Vec<_> =
             system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name)).collect();

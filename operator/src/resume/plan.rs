@@ -122,12 +122,8 @@ pub fn hash(plan: &Value) -> Result<String, String> {
     Ok(Sha256::digest(&canonical).iter().map(|b| format!("{b:02x}")).collect())
 }
 
-/// What an unfinished resume is going to restore, or may have to. Empty for one that was not begun or has ended.
+/// What a resume restores. Empty for one that was not begun, or whose plan cannot be read.
 pub fn plan_workloads(resume: &TradingResume) -> Vec<LatchedWorkload> {
-    let unfinished = resume.status.as_ref().is_some_and(|s| s.started_at.is_some() && s.finished_at.is_none());
-    if !unfinished {
-        return vec![];
-    }
     ResumePlan::read(resume).map(|p| p.workloads).unwrap_or_default()
 }
 

@@ -50,7 +50,8 @@ pub struct Ending {
     pub message: String,
 }
 
-fn state(steps: &[StepStatus], name: &str) -> StepState {
+/// How far the step of this name is.
+pub fn state(steps: &[StepStatus], name: &str) -> StepState {
     steps.iter().find(|s| s.name == name).map_or(StepState::Pending, |s| s.state)
 }
 
