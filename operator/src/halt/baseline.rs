@@ -75,20 +75,17 @@ struct Released<'a> {
     workloads: Vec<LatchedWorkload>,
 }
 
-/// What each resume released whose request did not come to nothing.
-fn released(resumes: &[TradingResume]) -> Vec<Released<'_>> {
-    let one = |resume| {
-        let TradingResume { spec, status, .. } = resume;
-        let status = status.as_ref()?;
-        let state = |name| status::state(&status.steps, name);
-        (state(step::RELEASE) != StepState::Failed).then_some(Released {
-            at: status.release_requested_at.as_ref()?.0,
-            halt: &spec.halt_ref.name,
-            restored: matches!(state(step::RESTORE_WORKLOADS), StepState::Succeeded | StepState::Skipped),
-            workloads: plan_workloads(resume),
-        })
-    };
-    resumes.iter().filter_map(one).collect()
+/// What a resume released, unless its request came to nothing.
+fn released(resume: &TradingResume) -> Option<Released<'_>> {
+    let status = resume.status.as_ref()?;
+    let at = status.release_requested_at.as_ref()?.0;
+    let state = |name| status::state(&status.steps, name);
+    (state(step::RELEASE) != StepState::Failed).then(|| Released {
+        at,
+        halt: &resume.spec.halt_ref.name,
+        restored: matches!(state(step::RESTORE_WORKLOADS), StepState::Succeeded | StepState::Skipped),
+        workloads: plan_workloads(resume),
+    })
 }
 
 /// The record of a workload that was released and not brought back, and the halt it stands in. Only the last resume that
@@ -124,7 +121,7 @@ pub fn records(
 ) -> Vec<LatchedWorkload> {
     let uid = halt.metadata.uid.as_deref().unwrap_or_default();
     // Plans are long: they are read only when a workload asks for it.
-    let released = LazyCell::new(|| released(resumes));
+    let released = LazyCell::new(|| resumes.iter().filter_map(released).collect::<Vec<_>>());
     views
         .iter()
         .map(|view| {

@@ -31,8 +31,8 @@ use kube::{
     runtime::{controller::Action, events::EventType},
 };
 use standfast_crds::v1alpha1::{
-    ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
-    TradingSystem, VenueStatus, halt_conditions as c, set_condition,
+    ActionState, ActionStatus, HaltPhase, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, VenueStatus,
+    halt_conditions as c, set_condition,
 };
 use tokio::time::Instant;
 
