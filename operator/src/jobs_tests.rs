@@ -285,6 +285,37 @@ async fn a_job_of_ours_is_deleted_by_uid() {
     assert_eq!(seen[1].1["propagationPolicy"], "Background");
 }
 
+#[tokio::test]
+async fn only_own_jobs_that_have_not_ended_are_stopped() {
+    let (client, seen) = cluster(|what, _| {
+        let job = |name: &str, owner: &str, conditions| {
+            let mut job = existing(owner, conditions);
+            job["metadata"]["name"] = name.into();
+            job
+        };
+        let done = |type_: &str| json!([{"type": type_, "status": "True"}]);
+        let items = [
+            job("running", "halt-uid", json!([])),
+            job("foreign", "other-uid", json!([])),
+            job("complete", "halt-uid", done("Complete")),
+            job("failed", "halt-uid", done("Failed")),
+            job("suspended", "halt-uid", done("Suspended")),
+        ];
+        if what.starts_with("GET") {
+            return (200, json!({"kind": "JobList", "apiVersion": "batch/v1", "metadata": {}, "items": items}));
+        }
+        // Gone by itself in between.
+        if what.contains("suspended") { not_found() } else { (200, json!({"kind": "Status", "status": "Success"})) }
+    });
+    stop_jobs(&client, "trading", &owner()).await.unwrap();
+    let seen = seen.lock().unwrap();
+    let what: Vec<_> = seen.iter().map(|(what, _)| what.trim_end_matches('?')).collect();
+    let jobs = "/apis/batch/v1/namespaces/trading/jobs";
+    let list = format!("GET {jobs}?&labelSelector=standfast.dev%2Fjob%3Dtrue");
+    assert_eq!(what, [list, format!("DELETE {jobs}/running"), format!("DELETE {jobs}/suspended")]);
+    assert_eq!(seen[1].1["preconditions"]["uid"], "job-uid");
+}
+
 #[rstest]
 #[case(r#"{"openOrders":0}"#, "job-uid", Some(json!({"openOrders": 0})))]
 #[case("", "job-uid", None)]

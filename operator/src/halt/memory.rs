@@ -64,6 +64,8 @@ pub struct VenueMemory {
     pub suspended: bool,
     /// The requests to allow trading were answered, and none to suspend was sent since.
     pub allowed: bool,
+    /// A resume may be making the venue accept orders.
+    pub allowing: bool,
 }
 
 impl Memory {
@@ -109,6 +111,17 @@ impl Memory {
 }
 
 impl VenueMemory {
+    /// Takes note of whether a resume may be making the venue accept orders. Then nothing that was sent by now counts.
+    pub fn note_allowing(&mut self, allowing: bool) {
+        self.allowing = allowing;
+        self.suspended &= !allowing;
+    }
+
+    /// Takes note of requests to suspend, and whether all of them were answered.
+    pub fn note_suspended(&mut self, answered: bool) {
+        (self.suspended, self.allowed) = (answered && !self.allowing, false);
+    }
+
     /// Takes note of a read that was begun at `begun`; it counts only if everything was stopped before, and a cancel
     /// was sent after that where one is needed.
     pub fn note_orders(&mut self, read: &Known<Orders>, counts: bool) {

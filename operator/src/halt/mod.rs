@@ -224,6 +224,11 @@ impl HaltReconciler {
             let now = Instant::now();
             memory.application = status.actions.iter().any(unanswered).then_some(Retry { at: now, attempts: 0 });
         }
+        let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
+        for venue in &status.venues {
+            let allowing = others::allowing(&venue.name, &resumes, &halt.spec.system_ref.name, Timestamp::now());
+            memory.venues.entry(venue.name.clone()).or_default().note_allowing(allowing);
+        }
         let observed = self.observe(&current, &status, &system, memory).await;
         let effects = decide::effects(&halt.spec, &policy, &observed.facts);
         if !effects.is_empty()

@@ -38,7 +38,7 @@ use kube::{
 };
 use standfast_crds::v1alpha1::{ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem};
 
-pub use plan::{ResumePlan, plan_workloads};
+pub use plan::{ResumePlan, Subject, plan_workloads};
 pub use rehalt::{BASELINES_FROM, RESUME_UID};
 
 use crate::{
@@ -50,6 +50,7 @@ use crate::{
     events::Events,
     guardrails::Guardrails,
     halt::Caches,
+    jobs,
     leader::Leadership,
     scale::Scaler,
     system::checks::Checker,
@@ -223,13 +224,21 @@ impl ResumeReconciler {
         self.finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
     }
 
-    /// The last write of a resume.
+    /// The last write of a resume. Nothing that it began goes on after it: a Job that waits for its Pod would else allow
+    /// trading under the halt that ended the resume.
     async fn finish(
         &self,
         journal: &mut ResumeJournal,
         status: TradingResumeStatus,
         ending: Ending,
     ) -> Result<Action, Failure> {
+        let resume = &journal.object;
+        if ending.phase != ResumePhase::Completed && status.steps.iter().any(|s| s.attempts > 0) {
+            let (namespace, owner) =
+                (resume.namespace().unwrap_or_default(), resume.owner_ref(&()).unwrap_or_default());
+            let stopped = jobs::stop_jobs(&self.outside.client, &namespace, &owner).await;
+            stopped.map_err(|e| Failure::new(format!("ending TradingResume {namespace}/{}", owner.name), e))?;
+        }
         let done = written(journal.settle(status, Some(&ending)).await, Action::await_change())?;
         if journal.object.status.as_ref().is_some_and(|s| s.finished_at.is_some()) {
             let (reason, resume) = (status::phase_name(ending.phase), &journal.object);

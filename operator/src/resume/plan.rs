@@ -61,6 +61,27 @@ impl Pinned {
     }
 }
 
+/// What a plan is about: to be read also when the rest of it cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Subject {
+    /// The halt that is released.
+    pub halt: Pinned,
+    /// The system that trades again.
+    pub system: Pinned,
+}
+
+impl Subject {
+    /// What the plan in the status is about.
+    pub fn read(resume: &TradingResume) -> Result<Self, String> {
+        read(resume)
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(resume: &TradingResume) -> Result<T, String> {
+    let plan = resume.status.as_ref().and_then(|s| s.plan.clone()).ok_or("there is no plan in the status")?;
+    serde_json::from_value(plan).map_err(|error| format!("this version cannot read the plan: {error}"))
+}
+
 /// What is done at one venue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -76,8 +97,7 @@ pub struct PlanVenue {
 impl ResumePlan {
     /// The plan as it stands in a status.
     pub fn read(resume: &TradingResume) -> Result<Self, String> {
-        let plan = resume.status.as_ref().and_then(|s| s.plan.clone()).ok_or("there is no plan in the status")?;
-        serde_json::from_value(plan).map_err(|error| format!("this version cannot read the plan: {error}"))
+        read(resume)
     }
 
     /// The plan as it is stored, and the SHA-256 of its RFC 8785 JSON.
