@@ -121,13 +121,13 @@ pub async fn advance(
         Decision::Paused => Ok(Advance::Paused),
         Decision::Superseded => Err(RunError::NotAllowed("a newer leader is at work on this run".into())),
         Decision::Ended(end) => Ok(Advance::Ended(end)),
-        Decision::Record { steps: intents, begin } => {
+        Decision::Record { steps: intents, begin, wait } => {
             if !begin.is_empty() {
                 term.allows(Duration::ZERO).map_err(RunError::NotAllowed)?;
             }
             record_intents(journal, &intents, &begin).await?;
             if begin.is_empty() {
-                return Ok(Advance::Moved);
+                return Ok(wait.map_or(Advance::Moved, Advance::Wait));
             }
             let acting = steps(procedure, &waves, &begin).map(|(step, definition)| {
                 let entry = entry(&intents, &definition.name);

@@ -301,6 +301,25 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
+/// A gate says something else at each look, and is asked at its interval all the same.
+#[test]
+fn what_only_says_something_new_is_asked_at_its_interval() {
+    let shared = Shared(Arc::default(), Arc::default());
+    {
+        let mut world = shared.0.lock().unwrap();
+        (world.now, world.stored) = (NOW * 1_000_000, vec![running("gate", None, 1)]);
+        world.effects.insert("gate", vec!["u/gate/1".into()]);
+    }
+    let procedure: Procedure = vec![vec![Box::new(FakeStep("gate", Kind::Gate, shared.clone()))]];
+    let mut journal = FakeJournal(shared.clone(), shared.0.lock().unwrap().stored.clone(), 0);
+    for said in ["0 of 3", "1 of 3"] {
+        let clock = || at(NOW);
+        let run = advance(&procedure, &mut journal, "u", &Epoch(1), &clock, Controls::default());
+        assert_eq!(block_on(run), Ok(Advance::Wait(Duration::from_secs(2))));
+        assert_eq!(journal.1[0].message.as_deref(), Some(said));
+    }
+}
+
 #[test]
 fn a_run_without_faults_does_everything_once() {
     let (end, shared) = block_on(live(vec![], vec![]));
@@ -397,7 +416,7 @@ proptest! {
         }
         let moment = Moment { now: at(NOW), epoch: 3, run: "u" };
         let controls = Controls { paused, abort };
-        if let Decision::Record { steps, begin } = decide(&waves, &journal, &observed, moment, controls) {
+        if let Decision::Record { steps, begin, .. } = decide(&waves, &journal, &observed, moment, controls) {
             prop_assert_ne!(&steps, &journal);
             prop_assert!(!paused || begin.is_empty());
             for (old, new) in journal.iter().zip(&steps) {
