@@ -92,24 +92,36 @@ pub async fn ensure_job(
     env: &Environment,
     deadline: Duration,
 ) -> Result<JobState, JobError> {
+    if let Some(state) = job_state(client, namespace, name, owner).await? {
+        return Ok(state);
+    }
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
     let what = format!("Job {namespace}/{name}");
-    if let Some(found) = call(&what, "read", api.get_opt(name)).await? {
-        return state(client, namespace, owner, &found).await;
-    }
     check_secrets(client, namespace, action).await?;
     let wanted = job(name, owner, action, env, deadline);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     match timeout(DEADLINE, api.create(&params, &wanted)).await {
         Ok(Ok(_)) => Ok(JobState::Running),
         Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => {
-            match call(&what, "read", api.get_opt(name)).await? {
-                Some(found) => state(client, namespace, owner, &found).await,
-                None => Err(JobError::Failed(format!("{what} came and went: it is tried again"))),
-            }
+            let there = job_state(client, namespace, name, owner).await?;
+            there.ok_or_else(|| JobError::Failed(format!("{what} came and went: it is tried again")))
         }
         Ok(Err(error)) => Err(JobError::of(&what, "created", error)),
         Err(_) => Err(JobError::Failed(format!("{what} was not created within {DEADLINE:?}"))),
+    }
+}
+
+/// How far the Job is, if there is one. Creates nothing.
+pub async fn job_state(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    owner: &OwnerReference,
+) -> Result<Option<JobState>, JobError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    match call(&format!("Job {namespace}/{name}"), "read", api.get_opt(name)).await? {
+        Some(found) => state(client, namespace, owner, &found).await.map(Some),
+        None => Ok(None),
     }
 }
 

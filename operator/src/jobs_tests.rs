@@ -273,6 +273,13 @@ async fn a_foreign_job_is_left_alone() {
 }
 
 #[tokio::test]
+async fn looking_at_a_job_that_is_gone_makes_none() {
+    let (client, seen) = cluster(|_, _| not_found());
+    assert_eq!(job_state(&client, "trading", "cancel-1", &owner()).await, Ok(None));
+    assert_eq!(seen.lock().unwrap().iter().map(|(what, _)| what.as_str()).collect::<Vec<_>>(), [GET]);
+}
+
+#[tokio::test]
 async fn a_job_of_ours_is_deleted_by_uid() {
     let (client, seen) = cluster(|what, _| match what {
         GET => (200, existing("halt-uid", json!([]))),

@@ -190,6 +190,7 @@ fn judge(
         Observation::Done(text) => settled(StepState::Succeeded, text),
         Observation::NotNeeded(text) => settled(StepState::Skipped, text),
         Observation::Failed(text) => settled(StepState::Failed, text),
+        Observation::Indeterminate(text) => settled(StepState::Indeterminate, text),
         Observation::InProgress(text) => match late(definition, entry, now) {
             Some(why) if definition.repeatable => settled(StepState::Failed, &because(why, Some(text))),
             Some(why) => settled(StepState::Indeterminate, &because(why, Some(text))),

@@ -88,6 +88,8 @@ pub enum Observation {
     Unknown(String),
     /// It will never be as it should be.
     Failed(String),
+    /// It can never be told.
+    Indeterminate(String),
 }
 
 /// What became of a call.

@@ -175,6 +175,7 @@ async fn act(step: &dyn Step, definition: &Definition, entry: &StepStatus, term:
         Observation::NotNeeded(text) => return Acted::NotNeeded(text),
         Observation::Failed(text) => return Acted::Failed(text),
         Observation::InProgress(message) => return Acted::Started { message, external_ref: None },
+        Observation::Indeterminate(text) => return Acted::Unknown(text),
         // Nothing of this attempt was called, and no attempt before it had an effect.
         Observation::NotDone(_) | Observation::Unknown(_) => {}
     }

@@ -110,9 +110,7 @@ impl Step for SyncPositions {
     async fn observe(&self, entry: &StepStatus) -> Observation {
         match &self.0.plan.sync_positions {
             None => Observation::NotNeeded("the TradingSystem declares no syncPositions".into()),
-            Some(Action { job: Some(job), .. }) => {
-                actions::observe_job(&self.0, job, entry, actions::LONGEST_JOB).await
-            }
+            Some(Action { job: Some(_), .. }) => actions::observe_job(&self.0, entry).await,
             Some(_) => Observation::Unknown("no answer to the sync is known".into()),
         }
     }

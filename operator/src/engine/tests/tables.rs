@@ -53,6 +53,7 @@ fn state(decision: &Decision) -> (StepState, i64) {
 #[case::unknown_for_long(Some(NOW - 61), Observation::Unknown("x".into()), StepState::Indeterminate)]
 #[case::unknown_for_a_moment(Some(NOW - 1), Observation::Unknown("x".into()), StepState::Running)]
 #[case::on_the_way(Some(NOW - 1), Observation::InProgress("x".into()), StepState::Running)]
+#[case::it_can_never_be_told(None, Observation::Indeterminate("x".into()), StepState::Indeterminate)]
 fn an_effect_that_may_not_be_repeated(
     #[case] deadline: Option<i64>,
     #[case] seen: Observation,

@@ -386,7 +386,7 @@ proptest! {
     #[test]
     fn deciding_is_total(
         states in prop::collection::vec((0..6usize, 0..4i64, -90..90i64, any::<bool>(), 0..4i64, any::<bool>()), 7),
-        seen in prop::collection::vec(0..7usize, 7),
+        seen in prop::collection::vec(0..8usize, 7),
         (paused, abort) in any::<(bool, bool)>(),
     ) {
         use StepState::{Failed, Indeterminate, Pending, Running, Skipped, Succeeded};
@@ -412,6 +412,7 @@ proptest! {
                 Some(Observation::InProgress(text())),
                 Some(Observation::Unknown(text())),
                 Some(Observation::Failed(text())),
+                Some(Observation::Indeterminate(text())),
             ][seen].clone().map(|o| (name.to_owned(), o)));
         }
         let moment = Moment { now: at(NOW), epoch: 3, run: "u" };

@@ -1,7 +1,7 @@
 //! Steps against a fake API server and a fake venue.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{Client, client::Body};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -43,6 +43,9 @@ struct Venue {
     suspended: bool,
     changes: Vec<String>,
     lose_answers: bool,
+    /// The status codes of the next changes; 200 afterwards.
+    answers: VecDeque<u16>,
+    unreadable: bool,
 }
 
 struct FakeVenue(Arc<Mutex<Venue>>);
@@ -53,10 +56,15 @@ impl Transport for FakeVenue {
         let mut venue = self.0.lock().unwrap();
         if call.method != Method::GET {
             venue.changes.push(call.url);
+            if let Some(status) = venue.answers.pop_front().filter(|s| *s >= 300) {
+                return Ok(Reply { status, body: Bytes::new() });
+            }
             venue.suspended = false;
             if venue.lose_answers {
                 return Err(CallError::UnknownOutcome("no answer".into()));
             }
+        } else if venue.unreadable {
+            return Err(CallError::NotSent("no connection".into()));
         }
         Ok(Reply { status: 200, body: Bytes::from(json!({"suspended": venue.suspended}).to_string()) })
     }
@@ -66,13 +74,14 @@ impl Transport for FakeVenue {
     }
 }
 
-/// An API server that knows these halts and nothing else; none, and it fails.
-fn api(halts: Option<Vec<TradingHalt>>) -> Client {
+/// An API server that knows these halts, this Job, whatever its name, and nothing else; no halts, and it fails.
+fn api(halts: Option<Vec<TradingHalt>>, job: Option<Value>) -> Client {
     let service = service_fn(move |request: Request<Body>| {
-        let list = request.uri().path().ends_with("/tradinghalts");
-        let (code, body) = match &halts {
-            Some(halts) if list => (200, json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": halts})),
-            None if list => (500, failure(500)),
+        let list = |items: Value| (200, json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items}));
+        let (code, body) = match request.uri().path().rsplit_once('/').unwrap() {
+            (_, "tradinghalts") => halts.as_ref().map_or_else(|| (500, failure(500)), |halts| list(json!(halts))),
+            (_, "pods") => list(json!([])),
+            (parent, _) if parent.ends_with("/jobs") && job.is_some() => (200, job.clone().unwrap()),
             _ => (404, failure(404)),
         };
         let answer = Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
@@ -86,7 +95,10 @@ fn failure(code: u16) -> Value {
 }
 
 fn context(halts: Option<Vec<TradingHalt>>, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
-    let client = api(halts);
+    context_of(api(halts, None), venue)
+}
+
+fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
     let caller = Caller::new(Arc::new(FakeVenue(Arc::clone(venue))), client.clone());
     let guard = Arc::new(Guard::new(GuardConfig::default()));
     let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
@@ -156,13 +168,61 @@ async fn a_lost_answer_of_a_venue_is_settled_by_reading() {
     let venue = Arc::new(Mutex::new(Venue { suspended: true, lose_answers: true, ..Venue::default() }));
     let cx = context(Some(vec![halt("stale", BORN - 60, released_by("go"))]), &venue);
     let allow = find(&cx, "allow-trading-alpaca");
-    let intent = StepStatus {
-        deadline: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at(BORN))),
-        ..StepStatus::default()
-    };
+    let intent = StepStatus { deadline: Some(MicroTime(at(BORN))), ..StepStatus::default() };
     assert_eq!(allow.observe(&intent).await, Observation::NotDone("the venue refuses orders".into()));
     assert!(matches!(allow.act(&intent).await, Acted::Unknown(_)));
     assert_eq!(allow.observe(&intent).await, Observation::Done("the venue accepts orders".into()));
+}
+
+#[tokio::test]
+async fn each_of_several_actions_counts_by_its_own_answer() {
+    let venue = Arc::new(Mutex::new(Venue { suspended: true, answers: [200, 429].into(), ..Venue::default() }));
+    let stale = || halt("stale", BORN - 60, json!({"workloads": []}));
+    let mut cx = context(Some(vec![stale()]), &venue);
+    let plan = &mut Arc::get_mut(&mut cx).unwrap().plan;
+    plan.workloads = vec![];
+    let allow = plan.venues[0].allow_trading[0].clone();
+    plan.venues[0].allow_trading.push(allow);
+    let (one, two) = (find(&cx, "allow-trading-alpaca.1"), find(&cx, "allow-trading-alpaca.2"));
+    let intent = StepStatus { deadline: Some(MicroTime(at(BORN))), ..StepStatus::default() };
+    assert!(matches!(one.act(&intent).await, Acted::Done(_)));
+    // The venue accepts orders already: that tells nothing of the second one.
+    for _ in 0..2 {
+        assert!(matches!(two.observe(&intent).await, Observation::Unknown(_)));
+    }
+    assert_eq!(two.act(&intent).await, Acted::Again("answered 429".into()));
+    assert!(matches!(two.act(&intent).await, Acted::Done(_)));
+    assert_eq!(venue.lock().unwrap().changes.len(), 3);
+    venue.lock().unwrap().suspended = true;
+    let seen = find(&cx, step::VERIFY).observe(&intent).await;
+    assert_eq!(seen, Observation::InProgress("venue alpaca refuses orders".into()));
+}
+
+#[rstest]
+#[case::nobody_tells(false, false, true, "Indeterminate(\"Job bots/")]
+#[case::it_cannot_be_read(true, true, true, "Unknown(\"Job bots/")]
+#[case::it_did_nothing(true, false, true, "Failed(\"Job bots/")]
+#[case::it_did_it(true, false, false, "Done")]
+#[tokio::test]
+async fn what_a_job_did_that_failed_only_the_venue_can_tell(
+    #[case] readable: bool,
+    #[case] unreadable: bool,
+    #[case] suspended: bool,
+    #[case] expected: &str,
+) {
+    let venue = Arc::new(Mutex::new(Venue { suspended, unreadable, ..Venue::default() }));
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"name": "x", "namespace": "bots", "ownerReferences": [
+            {"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume", "name": "go", "uid": ""}]},
+        "status": {"conditions": [{"type": "Failed", "status": "True"}]}});
+    let mut cx = context_of(api(Some(vec![]), Some(job)), &venue);
+    let plan = &mut Arc::get_mut(&mut cx).unwrap().plan;
+    plan.venues[0].allow_trading = vec![serde_json::from_value(json!({"job": {"image": "allow"}})).unwrap()];
+    if !readable {
+        plan.venues[0].trading_suspended = None;
+    }
+    let seen = find(&cx, "allow-trading-alpaca").observe(&StepStatus::default()).await;
+    assert!(format!("{seen:?}").starts_with(expected), "{seen:?}");
 }
 
 #[tokio::test]
