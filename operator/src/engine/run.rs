@@ -16,6 +16,10 @@ use super::{
 /// How often a result is recorded again when something else of the object was changed in between.
 const RECORD_TRIES: usize = 4;
 
+/// How long one write of a journal may take. None is begun that the lease may not outlast: what another leader wrote
+/// would be decided over.
+const WRITE: Duration = Duration::from_secs(4);
+
 /// Why a journal was not read or written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
@@ -122,9 +126,7 @@ pub async fn advance(
         Decision::Superseded => Err(RunError::NotAllowed("a newer leader is at work on this run".into())),
         Decision::Ended(end) => Ok(Advance::Ended(end)),
         Decision::Record { steps: intents, begin, wait } => {
-            if !begin.is_empty() {
-                term.allows(Duration::ZERO).map_err(RunError::NotAllowed)?;
-            }
+            term.allows(WRITE).map_err(RunError::NotAllowed)?;
             record_intents(journal, &intents, &begin).await?;
             if begin.is_empty() {
                 return Ok(wait.map_or(Advance::Moved, Advance::Wait));

@@ -84,6 +84,7 @@ impl HaltReconciler {
                 resume_uid: live.uid().unwrap_or_default(),
                 requested_by: live.spec.requested_by.clone(),
             };
+            self.may_begin(&namespace, &name)?;
             let now = Timestamp::now();
             let message = format!("TradingResume {}, requested by {}", by.resume, by.requested_by);
             evidence::append(&mut status.evidence, now, "ReleaseIntended", &message, true);
@@ -93,7 +94,7 @@ impl HaltReconciler {
                 other => return self.settle(other).map(|_| Action::requeue(self.pace)),
             }
         }
-        self.leadership.check(EFFECT_DEADLINE).map_err(|e| Failure::new(format!("releasing {namespace}/{name}"), e))?;
+        self.may_begin(&namespace, &name)?;
         let latch = status.latch.as_ref().map(|l| l.config_map.clone()).unwrap_or_default();
         self.latches.remove(&namespace, &latch).await?;
         finish(&mut status, current.metadata.generation, Timestamp::now());
@@ -106,6 +107,11 @@ impl HaltReconciler {
         }
         self.settle(written)?;
         Ok(Action::requeue(super::CATCH_UP))
+    }
+
+    /// Leadership is asked for before each part of a release: the calls between them take their time.
+    fn may_begin(&self, namespace: &str, name: &str) -> Result<(), Failure> {
+        self.leadership.check(EFFECT_DEADLINE).map_err(|e| Failure::new(format!("releasing {namespace}/{name}"), e))
     }
 
     /// An error of a write as the reconciler's result: what somebody else wrote in between is looked at again.

@@ -12,13 +12,14 @@ use super::{
 };
 use crate::{
     client::{self, Class},
-    engine::{Journal, JournalError},
+    engine::{Journal, JournalError, Term},
     scale::FIELD_MANAGER,
 };
 
 /// One resume, as it was last read or written.
-pub(super) struct ResumeJournal {
+pub(super) struct ResumeJournal<'a> {
     api: Api<TradingResume>,
+    term: &'a dyn Term,
     what: String,
     /// The object.
     pub object: TradingResume,
@@ -26,12 +27,12 @@ pub(super) struct ResumeJournal {
     generation: Option<i64>,
 }
 
-impl ResumeJournal {
-    pub fn new(client: Client, object: TradingResume) -> Self {
+impl<'a> ResumeJournal<'a> {
+    pub fn new(client: Client, term: &'a dyn Term, object: TradingResume) -> Self {
         let namespace = object.namespace().unwrap_or_default();
         let what = format!("TradingResume {namespace}/{}", object.name_any());
         let generation = object.metadata.generation;
-        Self { api: Api::namespaced(client, &namespace), what, object, generation }
+        Self { api: Api::namespaced(client, &namespace), term, what, object, generation }
     }
 
     pub fn status(&self) -> TradingResumeStatus {
@@ -93,7 +94,7 @@ fn requested(steps: &[StepStatus]) -> bool {
 }
 
 #[async_trait]
-impl Journal for ResumeJournal {
+impl Journal for ResumeJournal<'_> {
     fn steps(&self) -> Vec<StepStatus> {
         self.status().steps
     }
@@ -108,6 +109,8 @@ impl Journal for ResumeJournal {
             if meta.generation != self.generation || meta.deletion_timestamp.is_some() || spec.paused || spec.abort {
                 return Err(JournalError::Stale(format!("{} was changed before its release", self.what)));
             }
+            // The gates were asked when this process surely led; that was a while ago.
+            self.term.allows(DEADLINE).map_err(JournalError::Stale)?;
             status.release_requested_at = Some(MicroTime(now()));
         }
         self.settle(status, None).await

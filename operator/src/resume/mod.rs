@@ -110,6 +110,10 @@ impl ResumeReconciler {
         Api::namespaced(self.outside.client.clone(), namespace)
     }
 
+    fn journal(&self, live: TradingResume) -> ResumeJournal<'_> {
+        ResumeJournal::new(self.outside.client.clone(), &self.leadership, live)
+    }
+
     async fn live(&self, namespace: &str, name: &str) -> Result<Option<TradingResume>, Failure> {
         let what = format!("reading TradingResume {namespace}/{name}");
         client::read(DEADLINE, what, self.api(namespace).get_opt(name)).await.map_err(|e| Failure(e.to_string()))
@@ -118,7 +122,7 @@ impl ResumeReconciler {
     /// The first look: pins the halt, freezes the plan. Or says why not, for good.
     async fn accept(&self, live: TradingResume) -> Result<Action, Failure> {
         let namespace = live.namespace().unwrap_or_default();
-        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let mut journal = self.journal(live);
         let mut status = journal.status();
         status.started_at = Some(MicroTime(now()));
         if aborts(&journal.object) {
@@ -177,7 +181,7 @@ impl ResumeReconciler {
     async fn advance(&self, live: TradingResume) -> Result<Action, Failure> {
         let what = format!("TradingResume {}/{}", live.namespace().unwrap_or_default(), live.name_any());
         let plan = ResumePlan::read(&live).map_err(|e| Failure::new(&what, e))?;
-        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let mut journal = self.journal(live);
         let status = journal.status();
         let requested_at = status.release_requested_at.as_ref().map(|t| t.0);
         let until = deadline(&journal.object, &status.started_at);
@@ -215,7 +219,7 @@ impl ResumeReconciler {
 
     /// Before the release nothing has happened; after it the system is halted again.
     async fn abort(&self, live: TradingResume) -> Result<Action, Failure> {
-        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let mut journal = self.journal(live);
         let status = journal.status();
         if status.release_requested_at.is_none() {
             return self.finish(&mut journal, status, aborted("nothing was released")).await;
@@ -228,7 +232,7 @@ impl ResumeReconciler {
     /// trading under the halt that ended the resume.
     async fn finish(
         &self,
-        journal: &mut ResumeJournal,
+        journal: &mut ResumeJournal<'_>,
         status: TradingResumeStatus,
         ending: Ending,
     ) -> Result<Action, Failure> {

@@ -320,6 +320,41 @@ fn what_only_says_something_new_is_asked_at_its_interval() {
     }
 }
 
+/// A term that lasts so long.
+struct Lasting(Duration);
+
+impl Term for Lasting {
+    fn epoch(&self) -> i64 {
+        1
+    }
+
+    fn allows(&self, needed: Duration) -> Result<(), String> {
+        if needed < self.0 { Ok(()) } else { Err("too short".into()) }
+    }
+}
+
+/// One look at a step that is under way and done.
+fn record_done(term: Duration) -> (Result<Advance, RunError>, StepState) {
+    let shared = Shared(Arc::default(), Arc::default());
+    {
+        let mut world = shared.0.lock().unwrap();
+        (world.now, world.stored) = (NOW * 1_000_000, vec![running("once", None, 1)]);
+        world.effects.insert("once", vec!["u/once/1".into()]);
+    }
+    let procedure: Procedure = vec![vec![Box::new(FakeStep("once", Kind::Once, shared.clone()))]];
+    let mut journal = FakeJournal(shared.clone(), shared.0.lock().unwrap().stored.clone(), 0);
+    let (clock, term) = (|| at(NOW), Lasting(term));
+    let run = advance(&procedure, &mut journal, "u", &term, &clock, Controls::default());
+    (block_on(run), shared.0.lock().unwrap().stored[0].state)
+}
+
+#[test]
+fn what_was_seen_is_recorded_only_while_the_lease_outlasts_the_write() {
+    assert_eq!(record_done(Duration::from_secs(5)), (Ok(Advance::Moved), StepState::Succeeded));
+    let refused = Err(RunError::NotAllowed("too short".into()));
+    assert_eq!(record_done(Duration::from_secs(4)), (refused, StepState::Running));
+}
+
 #[test]
 fn a_run_without_faults_does_everything_once() {
     let (end, shared) = block_on(live(vec![], vec![]));
