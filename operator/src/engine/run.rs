@@ -181,8 +181,8 @@ async fn act(step: &dyn Step, definition: &Definition, entry: &StepStatus, term:
         // Nothing of this attempt was called, and no attempt before it had an effect.
         Observation::NotDone(_) | Observation::Unknown(_) => {}
     }
-    // What may be repeated does no harm when it comes late.
-    let needed = if definition.repeatable { Duration::ZERO } else { definition.call };
+    let late = definition.repeatable && !definition.within_lease;
+    let needed = if late { Duration::ZERO } else { definition.call };
     if let Err(why) = term.allows(needed) {
         return Acted::Again(why);
     }

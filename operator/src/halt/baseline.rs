@@ -17,6 +17,7 @@ use crate::{
     resume::{
         BASELINES_FROM, plan_workloads,
         status::{self, step},
+        workload_name,
     },
     scale::Size,
     workloads::{Key, View},
@@ -71,7 +72,9 @@ pub fn correct(workloads: &mut [LatchedWorkload], found: &[(Key, Size)]) -> bool
 struct Released<'a> {
     at: Timestamp,
     halt: &'a str,
+    /// All of it was brought back that had to be, or these.
     restored: bool,
+    names: &'a [String],
     workloads: Vec<LatchedWorkload>,
 }
 
@@ -84,6 +87,7 @@ fn released(resume: &TradingResume) -> Option<Released<'_>> {
         at,
         halt: &resume.spec.halt_ref.name,
         restored: matches!(state(step::RESTORE_WORKLOADS), StepState::Succeeded | StepState::Skipped),
+        names: &status.restored,
         workloads: plan_workloads(resume),
     })
 }
@@ -96,7 +100,8 @@ fn unrestored(released: &[Released<'_>], kind: WorkloadKind, name: &str) -> Opti
         Some((r, record))
     });
     let (last, record) = records.max_by_key(|(r, _)| r.at)?;
-    (!last.restored).then(|| (last.halt.to_owned(), record.clone()))
+    let restored = last.restored || last.names.contains(&workload_name(record));
+    (!restored).then(|| (last.halt.to_owned(), record.clone()))
 }
 
 /// The record in the halt that `halt` names as the one whose release it takes back.
@@ -191,6 +196,11 @@ mod tests {
         .unwrap()
     }
 
+    fn restored(mut resume: TradingResume) -> Vec<TradingResume> {
+        resume.status.as_mut().unwrap().restored = vec!["Deployment bot".into()];
+        vec![resume]
+    }
+
     /// A halt; with `from` one that takes back that halt's release.
     fn halt(name: &str, from: Option<&str>, status: Value) -> TradingHalt {
         let annotations: BTreeMap<_, _> = from.map(|from| (BASELINES_FROM, from)).into_iter().collect();
@@ -226,6 +236,7 @@ mod tests {
     #[case::the_release_is_not_known_yet(vec![resume("a", 3, 1, "Releasing", "Running", OPEN)], Some(("a", 3)))]
     #[case::failed_before_it_was_restored(vec![resume("a", 3, 1, "Failed", DONE, "Failed")], Some(("a", 3)))]
     #[case::failed_after_it_was_restored(vec![resume("a", 3, 1, "Failed", DONE, DONE)], None)]
+    #[case::restored_but_others_were_not(restored(resume("a", 3, 1, "Failed", DONE, "Failed")), None)]
     #[case::nothing_was_to_be_restored(vec![resume("a", 3, 1, "Aborted", DONE, "Skipped")], None)]
     #[case::not_released(vec![resume("a", 3, 1, "Failed", "Failed", OPEN)], None)]
     #[case::completed(vec![resume("a", 3, 1, "Completed", DONE, DONE)], None)]

@@ -8,6 +8,7 @@ use standfast_crds::v1alpha1::{LatchedWorkload, StepState, StepStatus, TradingRe
 use super::{
     context::DEADLINE,
     gates,
+    restore::Names,
     status::{self, Ending, step},
 };
 use crate::{
@@ -23,6 +24,8 @@ pub(super) struct ResumeJournal<'a> {
     what: String,
     /// The object.
     pub object: TradingResume,
+    /// The workloads that were brought back.
+    pub restored: Names,
     /// The spec that everything is decided on.
     generation: Option<i64>,
 }
@@ -32,7 +35,8 @@ impl<'a> ResumeJournal<'a> {
         let namespace = object.namespace().unwrap_or_default();
         let what = format!("TradingResume {namespace}/{}", object.name_any());
         let generation = object.metadata.generation;
-        Self { api: Api::namespaced(client, &namespace), term, what, object, generation }
+        let restored = Names::new(object.status.as_ref().map_or(&[], |s| &s.restored));
+        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, generation }
     }
 
     pub fn status(&self) -> TradingResumeStatus {
@@ -69,6 +73,7 @@ impl<'a> ResumeJournal<'a> {
         mut status: TradingResumeStatus,
         ending: Option<&Ending>,
     ) -> Result<(), JournalError> {
+        status.restored = self.restored.list();
         let running = status.steps.iter().any(|s| s.state == StepState::Running);
         // Up to the release a step that is under way changes nothing; afterwards it comes to its end first.
         let paused = self.object.spec.paused && (!status::is_released(&status) || !running);

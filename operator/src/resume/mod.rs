@@ -40,6 +40,7 @@ use standfast_crds::v1alpha1::{ResumePhase, StepStatus, TradingResume, TradingRe
 
 pub use plan::{ResumePlan, Subject, plan_workloads};
 pub use rehalt::{BASELINES_FROM, RESUME_UID};
+pub use restore::name as workload_name;
 
 use crate::{
     cache::Cache,
@@ -143,7 +144,7 @@ impl ResumeReconciler {
         status.suspended_jobs = gates::suspended_jobs(&plan.workloads);
         (status.plan, status.plan_hash) = (Some(frozen), Some(hash));
         let until = deadline(&journal.object, &status.started_at);
-        let cx = Arc::new(self.context(&journal.object, plan, None, until));
+        let cx = Arc::new(self.context(&journal, plan, None, until));
         let named = |d: engine::Definition| StepStatus { name: d.name, ..StepStatus::default() };
         status.steps = steps::procedure(&cx).iter().flatten().map(|s| named(s.definition())).collect();
         written(journal.settle(status, None).await, Action::requeue(Duration::ZERO))
@@ -159,11 +160,12 @@ impl ResumeReconciler {
 
     fn context(
         &self,
-        resume: &TradingResume,
+        journal: &ResumeJournal<'_>,
         plan: ResumePlan,
         requested_at: Option<Timestamp>,
         until: Timestamp,
     ) -> Context {
+        let resume = &journal.object;
         Context {
             namespace: resume.namespace().unwrap_or_default(),
             name: resume.name_any(),
@@ -171,6 +173,7 @@ impl ResumeReconciler {
             owner: resume.owner_ref(&()).unwrap_or_default(),
             plan,
             paused: resume.spec.paused,
+            restored: journal.restored.clone(),
             requested_at,
             until,
             outside: Arc::clone(&self.outside),
@@ -185,7 +188,7 @@ impl ResumeReconciler {
         let status = journal.status();
         let requested_at = status.release_requested_at.as_ref().map(|t| t.0);
         let until = deadline(&journal.object, &status.started_at);
-        let cx = Arc::new(self.context(&journal.object, plan, requested_at, until));
+        let cx = Arc::new(self.context(&journal, plan, requested_at, until));
         if let Some(at) = requested_at.filter(|_| status::is_released(&status)) {
             let halts = cx.halts().await.map_err(Failure)?;
             if let Some(by) = gates::halted_again(&halts, &cx.plan, at) {

@@ -20,6 +20,8 @@ use crate::{
 
 /// How long a venue may take to accept orders again.
 const ALLOW_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a request may take whose call must be over before the lease is.
+const LEASED: Duration = Duration::from_millis(3500);
 /// How often the bot's endpoint is tried.
 const APPLICATION_TRIES: i64 = 3;
 
@@ -33,9 +35,12 @@ pub(super) struct ApplicationResume(pub Arc<Context>);
 #[async_trait]
 impl Step for ApplicationResume {
     fn definition(&self) -> Definition {
-        let request = self.0.plan.application_resume.clone();
-        let call = actions::time_for(&Action { http: request, job: None });
-        Definition { call, look: Duration::from_secs(1), ..Definition::new(step::APPLICATION_RESUME) }
+        Definition {
+            within_lease: true,
+            look: Duration::from_secs(1),
+            call: DEADLINE,
+            ..Definition::new(step::APPLICATION_RESUME)
+        }
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
@@ -47,6 +52,9 @@ impl Step for ApplicationResume {
 
     async fn act(&self, entry: &StepStatus) -> Acted {
         let Some(request) = &self.0.plan.application_resume else { return Acted::NotNeeded(String::new()) };
+        if entry.attempts > APPLICATION_TRIES {
+            return Acted::NotNeeded("best effort, given up: it takes too long".into());
+        }
         let halts = match self.0.halts().await {
             Ok(halts) => halts,
             Err(why) => return Acted::Again(why),
@@ -58,7 +66,7 @@ impl Step for ApplicationResume {
         if !by.is_empty() {
             return Acted::NotNeeded(format!("still halted by {}", join(&by)));
         }
-        let why = match self.0.send(request, actions::LONGEST_CALL).await {
+        let why = match self.0.send(request, LEASED).await {
             Sent::Answered(status @ 200..=299) => return Acted::Done(format!("the bot answered {status}")),
             Sent::Answered(status) => format!("the bot answered {status}"),
             Sent::Never(why) | Sent::Unknown(why) => why,
@@ -176,8 +184,7 @@ impl Step for AllowTrading {
             None => Acted::NotNeeded(String::new()),
             Some(Action { job: Some(job), .. }) => actions::begin_job(&self.cx, job, entry, ALLOW_TIMEOUT).await,
             Some(Action { http: Some(request), .. }) => {
-                let limit = DEADLINE - Duration::from_millis(500);
-                match actions::allowed(self.cx.send(request, limit).await) {
+                match actions::allowed(self.cx.send(request, LEASED).await) {
                     // Proven by the read.
                     Acted::Done(message) if self.read.is_some() => Acted::Started { message, external_ref: None },
                     acted => acted,

@@ -355,6 +355,43 @@ fn what_was_seen_is_recorded_only_while_the_lease_outlasts_the_write() {
     assert_eq!(record_done(Duration::from_secs(4)), (refused, StepState::Running));
 }
 
+/// The first attempt of a step whose call may take 5 s, in a term that is just too short for that.
+fn first_attempt(within_lease: bool) -> (StepState, usize) {
+    let shared = Shared(Arc::default(), Arc::default());
+    shared.0.lock().unwrap().now = NOW * 1_000_000;
+    let procedure: Procedure =
+        vec![vec![Box::new(Leased(FakeStep("level", Kind::Level, shared.clone()), within_lease))]];
+    let mut journal = FakeJournal(shared.clone(), vec![], 0);
+    let (clock, term) = (|| at(NOW), Lasting(Duration::from_millis(4500)));
+    let run = advance(&procedure, &mut journal, "u", &term, &clock, Controls::default());
+    assert_eq!(block_on(run), Ok(Advance::Moved));
+    let world = shared.0.lock().unwrap();
+    (world.stored[0].state, world.effects.get("level").map_or(0, Vec::len))
+}
+
+struct Leased(FakeStep, bool);
+
+#[async_trait]
+impl Step for Leased {
+    fn definition(&self) -> Definition {
+        Definition { within_lease: self.1, call: Duration::from_secs(5), ..self.0.definition() }
+    }
+
+    async fn observe(&self, entry: &StepStatus) -> Observation {
+        self.0.observe(entry).await
+    }
+
+    async fn act(&self, entry: &StepStatus) -> Acted {
+        self.0.act(entry).await
+    }
+}
+
+#[test]
+fn what_undoes_a_halt_is_begun_only_while_the_lease_outlasts_it() {
+    assert_eq!(first_attempt(false), (StepState::Succeeded, 1));
+    assert_eq!(first_attempt(true), (StepState::Pending, 0));
+}
+
 #[test]
 fn a_run_without_faults_does_everything_once() {
     let (end, shared) = block_on(live(vec![], vec![]));

@@ -93,3 +93,14 @@ async fn a_pause(
     journal.settle(status, None).await.unwrap();
     assert_eq!(journal.status().phase, expected);
 }
+
+#[tokio::test]
+async fn what_was_brought_back_is_written_with_the_next_record() {
+    let (client, written) = api();
+    let mut resume = resume(json!({}));
+    resume.status = Some(TradingResumeStatus { restored: vec!["Deployment bot".into()], ..Default::default() });
+    let mut journal = ResumeJournal::new(client, &Lease(true), resume);
+    journal.restored.add("CronJob nightly".into());
+    journal.record(vec![entry(step::RESTORE_WORKLOADS, StepState::Running)]).await.unwrap();
+    assert_eq!(written.lock().unwrap()[0]["status"]["restored"], json!(["CronJob nightly", "Deployment bot"]));
+}

@@ -1,7 +1,7 @@
 //! Steps against a fake API server and a fake venue.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,11 +9,15 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
-use kube::{Client, client::Body};
+use http_body_util::BodyExt;
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp,
+};
+use kube::{Client, CustomResourceExt, client::Body};
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{StepStatus, TradingHalt};
+use standfast_crds::v1alpha1::{StepStatus, TradingHalt, TradingResume, TradingSystem};
 use tower::service_fn;
 
 use super::{BORN, REQUESTED, at, halt, plan, released_by};
@@ -29,6 +33,7 @@ use crate::{
     },
     resume::{
         context::{Context, Outside},
+        restore::Names,
         status::step,
         steps::procedure,
     },
@@ -111,6 +116,7 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
         owner: Default::default(),
         plan: plan(),
         paused: false,
+        restored: Names::default(),
         requested_at: Some(at(REQUESTED)),
         until: at(BORN + 3600),
         outside: Arc::new(Outside {
@@ -134,10 +140,27 @@ async fn steps_have_names_of_their_own_and_only_one_kind_may_not_be_repeated() {
     let all: Vec<_> = procedure(&cx).iter().flatten().map(|s| s.definition()).collect();
     assert_eq!(all.iter().map(|d| &d.name).collect::<HashSet<_>>().len(), all.len());
     for definition in all {
-        assert_eq!(!definition.repeatable, definition.name.starts_with(step::ALLOW_TRADING), "{}", definition.name);
+        let name = &definition.name;
+        assert_eq!(!definition.repeatable, name.starts_with(step::ALLOW_TRADING), "{name}");
+        let undoes_the_halt = [step::RESTORE_WORKLOADS, step::APPLICATION_RESUME].contains(&name.as_str());
+        assert_eq!(definition.within_lease, undoes_the_halt, "{name}");
         // It is begun only when the lease outlasts it.
-        assert!(definition.repeatable || definition.call < Duration::from_secs(5));
+        assert!(definition.repeatable && !definition.within_lease || definition.call < Duration::from_secs(5));
     }
+}
+
+#[test]
+fn the_journal_has_room_for_the_longest_procedure() {
+    let schema = |crd: CustomResourceDefinition| {
+        serde_json::to_value(crd).unwrap()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"].clone()
+    };
+    let (system, resume) = (schema(TradingSystem::crd()), schema(TradingResume::crd()));
+    let venues = &system["spec"]["properties"]["venues"];
+    let actions = &venues["items"]["properties"]["allowTrading"]["maxItems"];
+    let most = venues["maxItems"].as_u64().unwrap() * actions.as_u64().unwrap();
+    let room = resume["status"]["properties"]["steps"]["maxItems"].as_u64().unwrap();
+    // The steps around them.
+    assert!(most + 16 <= room, "{most} steps of venues, room for {room}");
 }
 
 #[rstest]
@@ -263,4 +286,99 @@ async fn the_release_is_the_halts_own(#[case] halts: Vec<TradingHalt>, #[case] a
 async fn workloads_are_restored_only_where_no_halt_holds(#[case] halts: Vec<TradingHalt>, #[case] expected: &str) {
     let acted = find(&context(Some(halts), &Arc::default()), step::RESTORE_WORKLOADS).act(&StepStatus::default()).await;
     assert!(format!("{acted:?}").starts_with(expected), "{acted:?}");
+}
+
+/// Deployments by name: their replicas, and how often they were raised. A change takes as long as it is told.
+#[derive(Default)]
+struct Deployments {
+    replicas: BTreeMap<String, (i64, usize)>,
+    refused: HashSet<String>,
+    takes: Duration,
+}
+
+/// An API server with these Deployments and a halt that was released.
+fn scaling(deployments: &Arc<Mutex<Deployments>>) -> Client {
+    let deployments = Arc::clone(deployments);
+    let halts = json!([halt("stale", BORN - 60, released_by("go"))]);
+    let service = service_fn(move |request: Request<Body>| {
+        let (deployments, halts) = (Arc::clone(&deployments), halts.clone());
+        async move {
+            let path = request.uri().path().to_owned();
+            let name = path.trim_end_matches("/scale").rsplit('/').next().unwrap().to_owned();
+            let change = request.method() == Method::PATCH;
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let takes = deployments.lock().unwrap().takes;
+            tokio::time::sleep(takes).await;
+            let mut deployments = deployments.lock().unwrap();
+            let (code, body) = if path.ends_with("/tradinghalts") {
+                (200, json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": halts}))
+            } else if change && deployments.refused.contains(&name) {
+                (403, failure(403))
+            } else {
+                let (replicas, raised) = deployments.replicas.entry(name.clone()).or_default();
+                if change {
+                    let patch: Value = serde_json::from_slice(&body).unwrap();
+                    (*replicas, *raised) = (patch[1]["value"].as_i64().unwrap(), *raised + 1);
+                }
+                let spec = json!({"replicas": *replicas});
+                let metadata = json!({"name": name, "namespace": "bots", "resourceVersion": "1"});
+                (200, json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, "spec": spec}))
+            };
+            Response::builder().status(code).body(Body::from(body.to_string().into_bytes()))
+        }
+    });
+    Client::new(service, "bots")
+}
+
+fn restoring(client: Client, names: &[&str]) -> Arc<Context> {
+    let mut cx = context_of(client, &Arc::default());
+    let workloads = names.iter().map(|name| json!({"kind": "Deployment", "name": name, "replicas": 3})).collect();
+    Arc::get_mut(&mut cx).unwrap().plan.workloads = serde_json::from_value(Value::Array(workloads)).unwrap();
+    cx
+}
+
+#[tokio::test]
+async fn a_workload_that_was_brought_back_is_not_raised_again() {
+    let deployments = Arc::new(Mutex::new(Deployments { refused: ["other".into()].into(), ..Deployments::default() }));
+    let cx = restoring(scaling(&deployments), &["bot", "other"]);
+    let restore = find(&cx, step::RESTORE_WORKLOADS);
+    let Acted::Again(why) = restore.act(&StepStatus::default()).await else { panic!() };
+    assert!(why.starts_with("1 of 2 workloads restored: the change of Deployment bots/other was refused"), "{why}");
+    assert_eq!(cx.restored.list(), ["Deployment bot"]);
+    {
+        let mut deployments = deployments.lock().unwrap();
+        assert_eq!(deployments.replicas["bot"], (3, 1));
+        // Somebody stops it again, for a reason of his own.
+        deployments.replicas.get_mut("bot").unwrap().0 = 0;
+        deployments.refused.clear();
+    }
+    // Also another process, which knows what is written down.
+    let mut cx = restoring(scaling(&deployments), &["bot", "other"]);
+    Arc::get_mut(&mut cx).unwrap().restored = Names::new(&["Deployment bot".into()]);
+    let acted = find(&cx, step::RESTORE_WORKLOADS).act(&StepStatus::default()).await;
+    assert_eq!(acted, Acted::Done("2 of 2 workloads restored".into()));
+    let deployments = deployments.lock().unwrap();
+    assert_eq!((deployments.replicas["bot"], deployments.replicas["other"]), ((0, 1), (3, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_workloads_are_restored_in_attempts_that_end_within_the_lease() {
+    let slow = Deployments { takes: Duration::from_millis(400), ..Deployments::default() };
+    let deployments = Arc::new(Mutex::new(slow));
+    let names: Vec<_> = (0..300).map(|n| format!("bot-{n}")).collect();
+    let cx = restoring(scaling(&deployments), &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let restore = find(&cx, step::RESTORE_WORKLOADS);
+    let mut attempts = 1;
+    loop {
+        let begun = tokio::time::Instant::now();
+        let acted = restore.act(&StepStatus::default()).await;
+        assert!(begun.elapsed() < restore.definition().call, "{:?}", begun.elapsed());
+        if acted == Acted::Done("301 of 301 workloads restored".into()) {
+            break;
+        }
+        assert!(matches!(&acted, Acted::Again(why) if why.ends_with("the others come next")), "{acted:?}");
+        attempts += 1;
+    }
+    assert!((2..10).contains(&attempts), "{attempts}");
+    assert!(deployments.lock().unwrap().replicas.values().all(|(replicas, raised)| (*replicas, *raised) == (3, 1)));
 }
