@@ -23,13 +23,6 @@ pub enum StepState {
     Indeterminate,
 }
 
-impl StepState {
-    /// Whether the step will not change any more.
-    pub const fn is_final(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Skipped | Self::Indeterminate)
-    }
-}
-
 /// One step of a run, as far as it came.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

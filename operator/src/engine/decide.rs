@@ -42,8 +42,6 @@ pub enum End {
     Failed(String),
     /// What became of this step cannot be known.
     Indeterminate(String),
-    /// `abort` was set.
-    Aborted,
 }
 
 /// What a run does next.
@@ -82,9 +80,6 @@ pub fn decide(
     let newer = |e: &StepStatus| e.state == StepState::Running && e.epoch.is_some_and(|epoch| epoch > at.epoch);
     if journal.iter().any(|e| newer(e) && until(e.deadline.as_ref(), Duration::ZERO, at.now).is_some()) {
         return Decision::Superseded;
-    }
-    if controls.abort {
-        return Decision::Ended(End::Aborted);
     }
     let passed = |d: &Definition| matches!(entry(journal, &d.name).state, StepState::Succeeded | StepState::Skipped);
     let Some(wave) = waves.iter().find(|w| !w.iter().all(passed)) else {
@@ -243,15 +238,6 @@ pub fn settle(definition: &Definition, entry: &StepStatus, acted: &Acted, now: T
             ..entry.clone()
         },
         Acted::Unknown(text) => StepStatus { message: Some(shorten(text)), ..entry.clone() },
-    }
-}
-
-/// How far a step is: grows with every entry of the journal, and never falls.
-pub fn progress(entry: &StepStatus) -> (i64, u8) {
-    match entry.state {
-        StepState::Pending => (entry.attempts * 2, 0),
-        StepState::Running => (entry.attempts * 2 - 1, u8::from(entry.deadline.is_none())),
-        StepState::Succeeded | StepState::Failed | StepState::Skipped | StepState::Indeterminate => (i64::MAX, 0),
     }
 }
 

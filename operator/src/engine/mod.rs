@@ -22,7 +22,7 @@
 //! # The journal
 //!
 //! A step goes from attempt to attempt: `Pending` with `attempts: n` and a `finishedAt` means that attempt *n* had no
-//! effect and that there will be another one. It never goes back ([`progress`]).
+//! effect and that there will be another one. It never goes back.
 
 mod decide;
 mod run;
@@ -35,7 +35,7 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use standfast_crds::v1alpha1::StepStatus;
 
-pub use decide::{Decision, End, Moment, decide, progress, settle};
+pub use decide::{Decision, End, Moment, decide, settle};
 pub use run::{Advance, Journal, JournalError, RunError, Term, advance};
 
 /// What is known of a step before it is asked anything.
@@ -151,8 +151,6 @@ pub type Procedure = Vec<Vec<Box<dyn Step>>>;
 /// What people may want of a run that is under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Controls {
-    /// Nothing is begun.
+    /// Nothing is begun. To abort a run, and to undo what was done, is up to its kind.
     pub paused: bool,
-    /// Nothing is begun, and what is under way is not awaited. To undo what was done is up to the kind of run.
-    pub abort: bool,
 }

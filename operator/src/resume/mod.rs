@@ -198,7 +198,7 @@ impl ResumeReconciler {
             journal.note_suspended_jobs(&gates::to_restore(&halts, &cx.plan));
         }
         let procedure = steps::procedure(&cx);
-        let controls = Controls { paused: cx.paused, abort: false };
+        let controls = Controls { paused: cx.paused };
         let term = &self.leadership;
         let advanced = engine::advance(&procedure, &mut journal, &cx.uid, term, &Timestamp::now, controls).await;
         let status = journal.status();
@@ -337,7 +337,6 @@ fn ending(status: &TradingResumeStatus, end: &End) -> Ending {
         End::Indeterminate(step) => {
             Ending { phase: ResumePhase::Indeterminate, message: status::failure(status, step) }
         }
-        End::Aborted => aborted("nothing more is done"),
     }
 }
 

@@ -142,15 +142,13 @@ fn attempts_are_numbered_and_spaced() {
 
 #[test]
 fn a_pause_stops_before_the_next_step_and_lets_running_ones_end() {
-    let paused = Controls { paused: true, abort: false };
+    let paused = Controls { paused: true };
     let fresh = StepStatus { name: "a".into(), ..StepStatus::default() };
     assert_eq!(ask(once("a"), fresh.clone(), None, paused), Decision::Paused);
     let decision = ask(once("a"), running("a", None, 3), Some(Observation::Done("x".into())), paused);
     assert_eq!(state(&decision).0, StepState::Succeeded);
     let late = Definition { until: Some(at(NOW)), ..once("a") };
     assert_eq!(state(&ask(late, fresh, None, paused)).0, StepState::Failed);
-    let aborted = ask(once("a"), running("a", None, 3), None, Controls { paused: false, abort: true });
-    assert_eq!(aborted, Decision::Ended(End::Aborted));
 }
 
 #[rstest]
