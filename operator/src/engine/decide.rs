@@ -77,8 +77,12 @@ pub fn decide(
     controls: Controls,
 ) -> Decision {
     // Terms begin anew when a Lease was deleted: only a call that may be under way tells of somebody newer.
-    let newer = |e: &StepStatus| e.state == StepState::Running && e.epoch.is_some_and(|epoch| epoch > at.epoch);
-    if journal.iter().any(|e| newer(e) && until(e.deadline.as_ref(), Duration::ZERO, at.now).is_some()) {
+    let newer = |d: &Definition| {
+        let e = entry(journal, &d.name);
+        let later = e.state == StepState::Running && e.epoch.is_some_and(|epoch| epoch > at.epoch);
+        later && under_way(&e, at.now).is_some_and(|left| left <= reach(d))
+    };
+    if waves.iter().flatten().any(newer) {
         return Decision::Superseded;
     }
     let passed = |d: &Definition| matches!(entry(journal, &d.name).state, StepState::Succeeded | StepState::Skipped);
@@ -156,16 +160,21 @@ fn look(
                 Verdict::Change(finish(entry, StepState::Failed, because(why, entry.message.as_deref()), at.now))
             }
             None => match until(entry.finished_at.as_ref(), pause(entry.attempts), at.now) {
-                Some(time) if entry.attempts > 0 => Verdict::Wait(time),
+                // More is left than there was: the clock was set back.
+                Some(time) if entry.attempts > 0 && time <= pause(entry.attempts) => Verdict::Wait(time),
                 _ => Verdict::Begin,
             },
         },
         StepState::Running => match observed.get(&definition.name) {
             None => Verdict::Ask,
-            Some(seen) => {
-                let under_way = until(entry.deadline.as_ref(), Duration::ZERO, at.now);
-                judge(definition, entry, seen, under_way, at.now)
-            }
+            Some(seen) => match (seen, under_way(entry, at.now)) {
+                // The clock was set back: how much is left is not known, and counts from now.
+                (Observation::NotDone(_) | Observation::Unknown(_), Some(left)) if left > reach(definition) => {
+                    let deadline = Some(MicroTime(later(at.now, reach(definition))));
+                    Verdict::Say(StepStatus { deadline, ..entry.clone() }, interval(definition))
+                }
+                (seen, left) => judge(definition, entry, seen, left, at.now),
+            },
         },
     }
 }
@@ -180,7 +189,7 @@ fn judge(
 ) -> Verdict {
     let settled = |state, text: &str| Verdict::Change(finish(entry, state, text.into(), now));
     let acknowledged = entry.deadline.is_none();
-    let interval = definition.interval.max(Duration::from_millis(100));
+    let interval = interval(definition);
     match seen {
         Observation::Done(text) => settled(StepState::Succeeded, text),
         Observation::NotNeeded(text) => settled(StepState::Skipped, text),
@@ -263,12 +272,26 @@ fn intent(definition: &Definition, entry: StepStatus, at: Moment<'_>) -> StepSta
         started_at: entry.started_at.or(Some(MicroTime(at.now))),
         finished_at: None,
         operation_id: Some(format!("{}/{}/{attempt}", at.run, definition.name)),
-        deadline: Some(MicroTime(later(at.now, RECORD + definition.look + definition.call + SKEW))),
+        deadline: Some(MicroTime(later(at.now, reach(definition)))),
         epoch: Some(at.epoch),
         external_ref: None,
         message: entry.message,
         name: entry.name,
     }
+}
+
+/// How long after its intent a call may be under way at most.
+fn reach(definition: &Definition) -> Duration {
+    RECORD + definition.look + definition.call + SKEW
+}
+
+/// How long the call of this attempt may still be under way, by its deadline.
+fn under_way(entry: &StepStatus, now: Timestamp) -> Option<Duration> {
+    until(entry.deadline.as_ref(), Duration::ZERO, now)
+}
+
+fn interval(definition: &Definition) -> Duration {
+    definition.interval.max(Duration::from_millis(100))
 }
 
 /// Attempt over, without effect; there will be another one.

@@ -23,6 +23,10 @@
 //!
 //! A step goes from attempt to attempt: `Pending` with `attempts: n` and a `finishedAt` means that attempt *n* had no
 //! effect and that there will be another one. It never goes back.
+//!
+//! Its times are those of wall clocks. One that is set back is noticed where that would hold a step up; what a time limit
+//! has left grows by as much. One that is set forward ends time limits early: a step that is done at the next look is
+//! done all the same, one that is not has failed.
 
 mod decide;
 mod run;

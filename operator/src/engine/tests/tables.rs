@@ -140,6 +140,27 @@ fn attempts_are_numbered_and_spaced() {
     assert_eq!((steps[0].operation_id.as_deref(), steps[0].attempts), (Some("u/a/2"), 2));
 }
 
+/// Everything was recorded before the clock was set back by an hour.
+#[test]
+fn a_clock_that_is_set_back_holds_nothing_up() {
+    let hour = 3600;
+    let again = StepStatus { attempts: 1, ..running("a", None, 3) };
+    let again = StepStatus { state: StepState::Pending, finished_at: Some(MicroTime(at(NOW + hour))), ..again };
+    assert_eq!(state(&ask(once("a"), again, None, Controls::default())), (StepState::Running, 2));
+    for seen in [Observation::NotDone("x".into()), Observation::Unknown("x".into())] {
+        // A call may be under way for as long as any may, and no longer.
+        let entry = running("a", Some(NOW + hour), 3);
+        let decision = ask(once("a"), entry, Some(seen.clone()), Controls::default());
+        let Decision::Record { steps, wait: Some(_), .. } = decision else { panic!("{decision:?}") };
+        assert_eq!((steps[0].state, &steps[0].deadline), (StepState::Running, &Some(MicroTime(at(NOW + 14)))));
+        let decision = ask(once("a"), steps[0].clone(), Some(seen), Controls::default());
+        assert_eq!(decision, Decision::Wait(Duration::from_secs(2)));
+    }
+    // Terms began anew too.
+    let newer = ask(once("a"), running("a", Some(NOW + hour), 4), None, Controls::default());
+    assert_eq!(newer, Decision::Observe(vec!["a".into()]));
+}
+
 #[test]
 fn a_pause_stops_before_the_next_step_and_lets_running_ones_end() {
     let paused = Controls { paused: true };
