@@ -176,7 +176,9 @@ pub fn warm(parts: &Parts) -> Warm {
             let key = &new.key;
             if new.active() {
                 for held in halts.read_namespace(&key.namespace) {
-                    if held::holds(&held) && held::record(&held, key.kind, &key.name).is_some() {
+                    // A new one may belong to the halted system by its labels.
+                    let concerned = old.is_none() || held::record(&held, key.kind, &key.name).is_some();
+                    if held::holds(&held) && concerned {
                         halt.pull(&key.namespace, &held.name_any());
                     }
                 }

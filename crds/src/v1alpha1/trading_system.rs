@@ -63,6 +63,7 @@ use super::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.workloads.exists(w, w.role == 'Trading')", "workloads needs at least one entry with role: Trading, which is what a halt stops"))]
+#[x_kube(validation = ("!has(self.haltPolicy.reverifyInterval) || duration(self.haltPolicy.reverifyInterval) <= duration('1m')", "haltPolicy.reverifyInterval is at most 1m, because what was not verified for three minutes is not known"))]
 pub struct TradingSystemSpec {
     /// What runs: trading workloads are halted, supporting ones keep running.
     #[schemars(length(min = 1, max = 1000))]
@@ -327,7 +328,7 @@ pub struct HaltPolicy {
     pub verify_reads: u32,
     /// The time between them. Default 1s.
     pub verify_interval: Duration,
-    /// How often a held halt is verified again. Default 10s.
+    /// How often a held halt is verified again, at most 1m. Default 10s.
     pub reverify_interval: Duration,
     /// How long closing positions may take before the halt says that it did not succeed. Default 10m.
     pub close_deadline: Duration,

@@ -74,7 +74,7 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
         (
             "a duration in words",
             system(&world, "bad", json!({"haltPolicy": {"closeDeadline": "5 minutes"}})),
-            "The TradingSystem \"bad\" is invalid: spec.haltPolicy.closeDeadline: Invalid value: \"5 minutes\": a duration is written as 500ms, 90s, 15m or 1h30m",
+            "The TradingSystem \"bad\" is invalid: spec.haltPolicy.closeDeadline: Invalid value: \"5 minutes\": a duration is written as 500ms, 90s, 15m or 1h30m, and at most ten years long",
         ),
         (
             "an unknown field",

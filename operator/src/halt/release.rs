@@ -66,6 +66,8 @@ impl HaltReconciler {
                 requested_by: live.spec.requested_by.clone(),
             };
             let now = Timestamp::now();
+            let ledger = evidence::ledger(&status);
+            evidence::append(&mut status.evidence, now, "Recorded", &ledger, false);
             let message = format!("TradingResume {}, requested by {}", by.resume, by.requested_by);
             evidence::append(&mut status.evidence, now, "ReleaseIntended", &message, true);
             status.released = Some(by);

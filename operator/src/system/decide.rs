@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
@@ -18,8 +18,6 @@ use super::{
 };
 use crate::{held, workloads::View};
 
-/// A halt that was last proven longer ago than this is not known to be one.
-const PROOF_LIFE: Duration = Duration::from_secs(180);
 /// How long a status may lag where only texts differ.
 const TEXT_LAG: Duration = Duration::from_secs(60);
 /// How long it may lag where only sizes of workloads differ.
@@ -176,8 +174,7 @@ pub(super) fn halt_summary(halts: &[TradingHalt], now: Timestamp) -> HaltSummary
 /// Until when a halt counts as proven.
 fn proven_until(halt: &TradingHalt) -> Option<Timestamp> {
     let status = halt.status.as_ref().filter(|s| s.phase == HaltPhase::Halted)?;
-    let life = SignedDuration::try_from(PROOF_LIFE).ok()?;
-    status.last_verified_at.as_ref()?.0.checked_add(life).ok()
+    status.verified_until.as_ref().map(|t| t.0)
 }
 
 /// When the summary of these halts changes by the passing of time alone.
