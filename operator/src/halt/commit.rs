@@ -128,7 +128,6 @@ impl HaltReconciler {
         };
         let status = committed.status.clone().unwrap_or_default();
         self.registry.commit(&uid, &halt.name_any(), &namespace, &status.workloads);
-        self.event(&committed, "Committed", &asked);
         let started = Instant::now();
         let mut memory = Memory::new(started);
         memory.looked = true;

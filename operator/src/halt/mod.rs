@@ -277,12 +277,10 @@ impl HaltReconciler {
 
         let judgement = decide::judge(&halt.spec, &policy, &observed.facts);
         status.running_pods = observed.facts.pods.as_ref().ok().and_then(|p| i64::try_from(p.running).ok());
-        let entries = status.evidence.entries.len();
         record::apply(&mut status, &judgement, halt.metadata.generation, now);
         if old.times.halted_at.is_none() && status.times.halted_at.is_some() {
             self.metrics.proven(memory.started.elapsed());
         }
-        self.mirror(halt, &status, entries);
         let stored = current.status.clone().unwrap_or_default();
         if record::differs(&stored, &status) || record::heartbeat_due(&stored, &status) {
             self.settle(self.write(&current, status).await)?;
@@ -328,9 +326,9 @@ impl HaltReconciler {
         grew
     }
 
-    /// New evidence becomes Events, for people who look there.
-    fn mirror(&self, halt: &TradingHalt, status: &TradingHaltStatus, from: usize) {
-        for entry in status.evidence.entries.iter().skip(from) {
+    /// What the evidence holds after the first `told` entries becomes Events, for people who look there.
+    fn mirror(&self, halt: &TradingHalt, told: usize) {
+        for entry in halt.status.iter().flat_map(|s| &s.evidence.entries).skip(told) {
             if entry.event == "Unverified" {
                 self.events.emit(halt.object_ref(&()), EventType::Warning, &entry.event, &entry.event, &entry.message);
             } else {

@@ -115,10 +115,12 @@ pub fn kstatus(status: &mut TradingHaltStatus, generation: Option<i64>, now: Tim
 }
 
 impl HaltReconciler {
-    /// Writes the status over the version that `halt` carries, and gives the object as it is now.
+    /// Writes the status over the version that `halt` carries, and gives the object as it is now. Evidence that is new
+    /// in it becomes Events.
     pub(super) async fn write(&self, halt: &TradingHalt, status: TradingHaltStatus) -> Result<TradingHalt, WriteError> {
         let namespace = halt.namespace().unwrap_or_default();
         let name = halt.name_any();
+        let told = halt.status.as_ref().map_or(0, |s| s.evidence.entries.len());
         let mut next = halt.clone();
         next.metadata.managed_fields = None;
         next.status = Some(status);
@@ -128,6 +130,7 @@ impl HaltReconciler {
         match client::write(DEADLINE, what, api.replace_status(&name, &params, &next)).await {
             Ok(written) => {
                 self.remember(&written);
+                self.mirror(&written, told);
                 Ok(written)
             }
             Err(error) if error.class() == Class::Conflict => Err(WriteError::Conflict),
