@@ -1,7 +1,8 @@
 //! A real cluster with real pods, seen as its users see it: with kubectl and Helm only.
 //!
-//! `make e2e` makes the cluster, loads the images and sets KUBECONFIG. The tests share one installation of Standfast,
-//! which some of them kill, upgrade or remove: they run one after the other, each with a trading system of its own.
+//! `make e2e` makes the cluster, loads the images and sets KUBECONFIG_E2E, without which nothing is touched. The tests
+//! share one installation of Standfast, which some of them kill, upgrade or remove: they run one after the other, each
+//! with a trading system of its own.
 
 mod cluster;
 

@@ -1,6 +1,8 @@
 //! What the tests on a real cluster share: commands, the installation, and a trading system in a namespace of its own.
 
 use std::{
+    env,
+    ffi::OsString,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -23,10 +25,20 @@ static TURN: Mutex<()> = Mutex::new(());
 
 // --- Commands ---------------------------------------------------------------------------------------------------------
 
-/// Runs a command in the checkout: its output, or what it said when it failed.
+/// The kubeconfig of the cluster that is there for the tests. That of KUBECONFIG may be somebody's who only ran
+/// `cargo test`.
+fn kubeconfig() -> OsString {
+    env::var_os("KUBECONFIG_E2E").filter(|file| !file.is_empty()).expect(
+        "tests on a real cluster install, kill and remove Standfast there, so they use only the one that KUBECONFIG_E2E \
+         names: run `make e2e`, which makes one, or `KUBECONFIG_E2E=… make e2e`",
+    )
+}
+
+/// Runs a command in the checkout, on the cluster of the tests: its output, or what it said when it failed.
 pub fn try_run(program: &str, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(checkout()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(arguments).env("KUBECONFIG", kubeconfig()).current_dir(checkout());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|e| panic!("{program} cannot be run ({e}): use `make e2e`"));
     let mut stdin = child.stdin.take().unwrap();
     // A command that does not read it has ended already, and says why itself.
@@ -350,7 +362,7 @@ impl Site {
 
     /// Keeps what there is to look at after a failure.
     fn dump(&self) {
-        let logs = std::env::var_os("STANDFAST_LOGS").map_or_else(|| checkout().join(".work/logs"), PathBuf::from);
+        let logs = env::var_os("STANDFAST_LOGS").map_or_else(|| checkout().join(".work/logs"), PathBuf::from);
         let folder = logs.join("kind").join(&self.namespace);
         let _ = fs::create_dir_all(&folder);
         let kinds = "tradingsystems,tradinghalts,tradingresumes,deployments,replicasets,pods,jobs,configmaps,events";
