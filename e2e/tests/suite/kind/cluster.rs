@@ -132,15 +132,35 @@ pub fn install() {
     helm_install(&[]);
 }
 
-/// `helm upgrade --install` of the operator with these settings, until its pods are ready.
+/// `helm upgrade --install` of the operator with these settings and no earlier ones, until it is rolled out.
 pub fn helm_install(settings: &[&str]) {
     let install = ["upgrade", "--install", "standfast", "charts/standfast", "--namespace", OPERATOR_NAMESPACE];
-    helm(&[&install, settings, &["--wait", "--timeout", "5m"]].concat());
-    // Helm is satisfied with all but `maxUnavailable`.
-    kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/standfast", "--timeout=300s"]);
+    helm(&[&install, settings, &["--reset-values", "--wait", "--timeout", "5m"]].concat());
+    rolled_out();
 }
 
-/// The operator's pods.
+/// Waits until what Helm has changed is all there is: the operator's two pods. Helm is satisfied with all but
+/// `maxUnavailable`, and a rollout with pods that are on their way out.
+pub fn rolled_out() -> Vec<Value> {
+    kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/standfast", "--timeout=300s"]);
+    operators()
+}
+
+/// The operator's pods once there are two, both ready, and none is on its way out.
+pub fn operators() -> Vec<Value> {
+    until("the operator is two pods that are ready", || {
+        let pods = operator_pods();
+        let goes = |p: &Value| !p["metadata"]["deletionTimestamp"].is_null();
+        let ready = |p: &Value| p["status"]["containerStatuses"][0]["ready"] == true;
+        if pods.len() == 2 && pods.iter().all(|p| ready(p) && !goes(p)) {
+            return Ok(pods);
+        }
+        let seen = pods.iter().map(|p| format!("{} ready: {}, goes: {}", p["metadata"]["name"], ready(p), goes(p)));
+        Err(seen.collect::<Vec<_>>().join("; "))
+    })
+}
+
+/// The operator's pods, whatever their state.
 pub fn operator_pods() -> Vec<Value> {
     let selector = "app.kubernetes.io/name=standfast";
     items(&kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-l", selector, "-o", "json"]))
@@ -315,6 +335,18 @@ impl Site {
         self.get(&what)
     }
 
+    /// Waits until it is proven once more that the halt holds.
+    pub fn wait_verified_again(&self, name: &str) {
+        let look = || self.get(&format!("tradinghalt/{name}"))["status"].take();
+        let before = look();
+        until("the halt is verified again", || {
+            let now = look();
+            (now["phase"] == "Halted" && seconds_between(&before["lastVerifiedAt"], &now["lastVerifiedAt"]) > 0.0)
+                .then_some(())
+                .ok_or_else(|| now.to_string())
+        });
+    }
+
     /// Waits for `Completed`.
     pub fn wait_completed(&self, name: &str) {
         let what = format!("tradingresume/{name}");
@@ -336,7 +368,7 @@ impl Site {
         let kinds = "tradingsystems,tradinghalts,tradingresumes,events,configmaps,jobs,pods";
         let objects = self.kubectl(&["get", kinds, "-o", "json"]);
         let mut places = vec![("a log", logs.clone()), ("an object", objects)];
-        for pod in operator_pods() {
+        for pod in operators() {
             let name = pod["metadata"]["name"].as_str().unwrap();
             let path = format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name}:8080/proxy/metrics");
             places.push(("a metric", kubectl(&["get", "--raw", &path])));
