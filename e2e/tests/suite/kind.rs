@@ -45,6 +45,8 @@ fn s1_29_a_halt_and_a_resume_with_real_pods() {
     }
     let status: TradingHaltStatus = serde_json::from_value(status.clone()).unwrap();
     evidence::verify(&status.evidence).expect("the chain of evidence holds");
+    let told = site.wait_mirrored("stop-now");
+    assert!(["Committed", "Halted"].iter().all(|reason| told.contains(*reason)), "{told:?}");
     assert_eq!(site.bot_pods(), 0);
     let account = site.account();
     assert_eq!((site.open_orders(), &account["suspended"]), (0, &json!(true)), "{account}");
@@ -69,6 +71,7 @@ fn s1_29_a_halt_and_a_resume_with_real_pods() {
     site.clear_faults();
     site.wait_completed("go-on");
     assert_eq!(site.get("tradinghalt/stop-now")["status"]["phase"], "Released");
+    assert!(site.wait_mirrored("stop-now").contains("Released"));
     assert_eq!(site.get("deployment/trading-bot")["spec"]["replicas"], 2);
     assert_eq!(site.account()["suspended"], false);
     site.wait_until_trading();

@@ -1,6 +1,7 @@
 //! What the tests on a real cluster share: commands, the installation, and a trading system in a namespace of its own.
 
 use std::{
+    collections::BTreeSet,
     env,
     ffi::OsString,
     fs,
@@ -333,6 +334,21 @@ impl Site {
         let what = format!("tradinghalt/{name}");
         self.kubectl(&["wait", &what, "--for=condition=Halted", "--timeout=240s"]);
         self.get(&what)
+    }
+
+    /// Waits until Events tell all that the evidence of a halt does, and returns their reasons.
+    pub fn wait_mirrored(&self, halt: &str) -> BTreeSet<String> {
+        let reasons = |objects: &[Value], key: &str| -> BTreeSet<String> {
+            objects.iter().map(|o| o[key].as_str().unwrap().to_owned()).collect()
+        };
+        let status = self.get(&format!("tradinghalt/{halt}"))["status"].take();
+        let evidence = reasons(status["evidence"]["entries"].as_array().unwrap(), "event");
+        let selector = format!("involvedObject.kind=TradingHalt,involvedObject.name={halt}");
+        until("the evidence is mirrored as Events", || {
+            let events = items(&self.kubectl(&["get", "events", "--field-selector", &selector, "-o", "json"]));
+            let told = reasons(&events, "reason");
+            if told.is_superset(&evidence) { Ok(told) } else { Err(format!("{told:?} of {evidence:?}")) }
+        })
     }
 
     /// Waits until it is proven once more that the halt holds.
