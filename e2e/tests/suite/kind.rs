@@ -5,6 +5,12 @@
 //! with a trading system of its own.
 
 mod cluster;
+mod killer;
+
+use std::{
+    io::{self, Write},
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use standfast_crds::v1alpha1::TradingHaltStatus;
@@ -14,6 +20,7 @@ use cluster::{
     OPERATOR_NAMESPACE, Site, condition, crds_release, helm, helm_install, kubectl, operator_pods, operators, refused,
     rolled_out, seconds_between, until,
 };
+use killer::Killer;
 
 /// The demo's path. S0-32 and S1-29: orders are cancelled and workloads scaled without waiting for pods. S1-30: all
 /// orders are gone. S2-15: the halt with the bot's token, proven by the venue. S1-33: a failing check keeps the system
@@ -82,7 +89,7 @@ fn s1_29_a_halt_and_a_resume_with_real_pods() {
 #[test]
 fn s3_16_a_bot_that_ignores_sigterm_is_waited_for() {
     let site = Site::new("stubborn");
-    site.start_stubborn();
+    site.start_stubborn(10);
     site.halt("stop-now");
     until("halted", || {
         let halt = site.get("tradinghalt/stop-now");
@@ -99,24 +106,43 @@ fn s3_16_a_bot_that_ignores_sigterm_is_waited_for() {
     site.finish();
 }
 
-/// A leader that is killed in the middle of a halt: the standby goes on with it.
+/// A leader that is killed in the middle of a halt, without a chance to give its lease up: the standby goes on with it.
 #[test]
 fn a_halt_survives_its_leader() {
     let site = Site::new("leader");
-    site.start_stubborn();
+    // The halt cannot be over before the bot's grace period is: there is time to kill the leader.
+    site.start_stubborn(40);
+    let leader = cluster::leader();
+    let uid = &leader["metadata"]["uid"];
+    let killer = Killer::new(&site, &leader, "standfast");
     site.halt("stop-now");
     until("the halt has committed itself", || {
         let status = &site.get("tradinghalt/stop-now")["status"];
         (status["latch"]["held"] == true).then_some(()).ok_or_else(|| status.to_string())
     });
-    let (leader, uid) = cluster::leader();
-    kubectl(&["-n", OPERATOR_NAMESPACE, "delete", "pod", &leader, "--grace-period=0", "--force", "--wait=false"]);
-    // The bot stays for its whole grace period, so the halt cannot be over yet.
+    assert_eq!(&cluster::leader()["metadata"]["uid"], uid, "another pod leads before any was killed");
+
+    let struck = Instant::now();
+    killer.strike();
     assert_ne!(site.get("tradinghalt/stop-now")["status"]["phase"], "Halted", "the leader was killed too late");
+    until("the standby leads", || {
+        let now = &cluster::leader()["metadata"];
+        (now["uid"] != *uid).then_some(()).ok_or_else(|| now["name"].to_string())
+    });
+    let took = struck.elapsed();
+    drop(killer);
+    // Past the capture of the test's output: it is to be seen when all is well.
+    let _ = writeln!(io::stderr(), "the standby led at most {:.1} s after the leader was killed", took.as_secs_f64());
+    // The lease lasts 6 s. The rest is for slow machines.
+    assert!(took <= Duration::from_secs(60), "{took:?}");
+
     site.wait_halted("stop-now");
-    assert_ne!(cluster::leader().1, uid, "the leader that was killed still leads");
     assert_eq!((site.open_orders(), site.bot_pods()), (0, 0));
     site.assert_latched("stop-now");
+    let pods = operators();
+    let killed = pods.iter().find(|p| p["metadata"]["uid"] == *uid).expect("the pod is still there");
+    let end = &killed["status"]["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!((&end["exitCode"], &end["reason"]), (&json!(128 + 9), &json!("Error")), "not by SIGKILL: {end}");
     site.resume("go-on", "stop-now");
     site.wait_completed("go-on");
     site.wait_until_trading();

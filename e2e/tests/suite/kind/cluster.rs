@@ -167,14 +167,12 @@ pub fn operator_pods() -> Vec<Value> {
     items(&kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-l", selector, "-o", "json"]))
 }
 
-/// The pod that leads, and its uid.
-pub fn leader() -> (String, String) {
+/// The pod that leads.
+pub fn leader() -> Value {
     until("a pod of the operator leads", || {
         let holder =
             kubectl(&["-n", OPERATOR_NAMESPACE, "get", "lease", "standfast", "-o", "jsonpath={.spec.holderIdentity}"]);
-        let pods = operator_pods();
-        let leader = pods.iter().find(|p| p["metadata"]["uid"] == holder.as_str());
-        leader.map(|p| (p["metadata"]["name"].as_str().unwrap().to_owned(), holder.clone())).ok_or(holder)
+        operator_pods().into_iter().find(|p| p["metadata"]["uid"] == holder.as_str()).ok_or(holder)
     })
 }
 
@@ -221,13 +219,15 @@ impl Site {
         self.start_with(|text| text);
     }
 
-    /// The same with a bot that does not react to SIGTERM: it goes when it is killed after 10 s.
-    pub fn start_stubborn(&self) {
+    /// The same with a bot that does not react to SIGTERM: it goes when it is killed after so many seconds.
+    pub fn start_stubborn(&self, grace: u32) {
         self.start_with(|text| {
             let symbols = "            - {name: BOT_SYMBOLS, ";
             let ignore = "            - {name: BOT_IGNORE_SIGTERM, value: \"true\"}\n";
-            assert!(text.contains(symbols) && text.contains("terminationGracePeriodSeconds: 10"));
+            let period = "terminationGracePeriodSeconds: ";
+            assert!(text.contains(symbols) && text.contains(&format!("{period}10\n")));
             text.replace(symbols, &format!("{ignore}{symbols}"))
+                .replace(&format!("{period}10\n"), &format!("{period}{grace}\n"))
         });
     }
 
