@@ -17,8 +17,8 @@ use standfast_crds::v1alpha1::TradingHaltStatus;
 use standfast_operator::halt::evidence;
 
 use cluster::{
-    OPERATOR_NAMESPACE, Site, condition, crds_release, helm, helm_install, kubectl, operator_pods, operators, refused,
-    rolled_out, seconds_between, until,
+    OPERATOR_NAMESPACE, Site, cluster_wide_resources, condition, crds_release, helm, helm_install, kubectl,
+    operator_pods, operators, refused, rolled_out, seconds_between, until,
 };
 use killer::Killer;
 
@@ -184,6 +184,39 @@ fn a_halt_outlives_what_helm_does() {
     site.wait_completed("go-on");
     site.wait_until_trading();
     site.finish();
+}
+
+/// `watchNamespaces`: with nothing but Roles in these namespaces, a halt and a resume work there; a halt anywhere else
+/// is not touched.
+#[test]
+fn an_operator_of_some_namespaces_leaves_the_others_alone() {
+    let site = Site::new("watched");
+    let other = site.another("unwatched");
+    other.start();
+    helm_install(&["--set", &format!("watchNamespaces={{{}}}", site.namespace)]);
+    let everywhere = ["selfsubjectaccessreviews", "validatingadmissionpolicies", "validatingadmissionpolicybindings"];
+    assert_eq!(cluster_wide_resources(), everywhere.map(str::to_owned).into());
+
+    other.halt("stop-now");
+    site.start();
+    site.halt("stop-now");
+    site.wait_halted("stop-now");
+    site.assert_latched("stop-now");
+    site.resume("go-on", "stop-now");
+    site.wait_completed("go-on");
+    site.wait_until_trading();
+    // The other one's was there before all that.
+    assert_eq!(other.get("tradinghalt/stop-now")["status"], Value::Null);
+    assert_eq!((&other.get("deployment/trading-bot")["spec"]["replicas"], other.bot_pods()), (&json!(1), 1));
+    other.wait_until_trading();
+    // The logs of this installation end here.
+    site.assert_nothing_leaked();
+
+    helm_install(&[]);
+    other.wait_halted("stop-now");
+    other.assert_latched("stop-now");
+    site.finish();
+    other.finish();
 }
 
 /// Who may halt may not resume, and the other way round; who may only look may do neither; and nobody takes a latch

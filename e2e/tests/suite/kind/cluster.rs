@@ -176,6 +176,22 @@ pub fn leader() -> Value {
     })
 }
 
+/// Resources on which the operator may do anything in the whole cluster, by all ClusterRoles that are bound to it there.
+pub fn cluster_wide_resources() -> BTreeSet<String> {
+    let account = json!({"kind": "ServiceAccount", "name": "standfast", "namespace": OPERATOR_NAMESPACE});
+    let mut resources = BTreeSet::new();
+    for binding in items(&kubectl(&["get", "clusterrolebindings", "-o", "json"])) {
+        if binding["subjects"].as_array().is_some_and(|all| all.contains(&account)) {
+            let role = kubectl(&["get", "clusterrole", binding["roleRef"]["name"].as_str().unwrap(), "-o", "json"]);
+            let role: Value = serde_json::from_str(&role).unwrap();
+            let rules = role["rules"].as_array().unwrap();
+            let named = rules.iter().flat_map(|r| r["resources"].as_array().unwrap());
+            resources.extend(named.map(|r| r.as_str().unwrap().to_owned()));
+        }
+    }
+    resources
+}
+
 /// Logs of all pods of the operator, also of containers that ended.
 fn operator_logs() -> String {
     let mut logs = String::new();
@@ -197,7 +213,7 @@ pub struct Site {
     pub namespace: String,
     /// What must not be seen anywhere: the values of its Secrets.
     canaries: [String; 3],
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Site {
@@ -205,6 +221,15 @@ impl Site {
     pub fn new(name: &str) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         install();
+        Self::prepare(name, Some(turn))
+    }
+
+    /// A second one of the same test.
+    pub fn another(&self, name: &str) -> Self {
+        Self::prepare(name, None)
+    }
+
+    fn prepare(name: &str, turn: Option<MutexGuard<'static, ()>>) -> Self {
         let namespace = format!("kind-{name}");
         // Of a run that was killed, on a cluster that is used again.
         kubectl(&["delete", "namespace", &namespace, "--ignore-not-found", "--timeout=180s"]);
