@@ -48,6 +48,7 @@ unit: ## Tests that need no cluster
 # Built first, so that a mistake shows before two minutes of cluster. The cluster's
 # nodes do not pull: the images are copied into them. (--workspace: with one package,
 # cargo would choose other features for the dependencies and compile them again.)
+# The tests use the cluster of KUBECONFIG_E2E, which `with` sets too, and never another.
 .PHONY: e2e
 e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 	@cargo test --locked --workspace --test suite --no-run
