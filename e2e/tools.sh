@@ -3,7 +3,7 @@
 #
 #   tools.sh NAME...      print the path of each program, building what is missing
 #   tools.sh apt GROUP... install the Debian packages that are missing, of the groups
-#                         build, cluster, images, tests
+#                         build, lint, tests, images, cluster, docker-client, bench
 #   tools.sh clean        throw away everything built
 #
 # NAME is one of
@@ -188,16 +188,32 @@ tool() { # NAME: builds what is missing and prints the path
   echo "$folder/$1"
 }
 
-# The Debian packages of each purpose. (command -v would be no test: some machines
-# carry placeholders by the name of docker.)
+# The Debian packages of each purpose.
 apt_packages() { # GROUP
   case $1 in
     build) echo gcc libc6-dev make pkg-config git ca-certificates ;;
-    cluster) echo debian-archive-keyring docker.io iproute2 iptables jq mmdebstrap procps python3-minimal runc socat util-linux ;;
-    images) echo buildah mmdebstrap ;;
+    lint) echo shellcheck ;;
     tests) echo postgresql python3-venv ;;
+    images) echo buildah mmdebstrap ;;
+    cluster)
+      echo debian-archive-keyring iproute2 jq mmdebstrap procps python3-minimal socat util-linux
+      # Those of a Docker that did not come from the distribution do as well, and its
+      # own packages would take their place.
+      have_docker_programs || echo docker.io iptables runc
+      ;;
+    docker-client) echo docker-cli ;;
+    bench) echo curl ;;
     *) die "no group of packages is called $1" ;;
   esac
+}
+
+# What own-docker.sh runs. (A client elsewhere would be no sign of one: some machines
+# carry placeholders by the name of docker.)
+have_docker_programs() {
+  local program PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+  for program in /usr/bin/docker dockerd containerd runc iptables; do
+    command -v "$program" >/dev/null || return 1
+  done
 }
 
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
@@ -227,10 +243,11 @@ apt_quietly() { # PACKAGE...
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
   fi
-  # Hundreds of lines that nobody reads, unless it fails.
+  # Hundreds of lines that nobody reads, unless it fails: as it does where something
+  # that the machine has would have to go.
   local said
   said=$(DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
-    install -y --no-install-recommends "$@" 2>&1) || { echo "$said" >&2; die "apt-get could not install $*"; }
+    install -y --no-install-recommends --no-remove "$@" 2>&1) || { echo "$said" >&2; die "apt-get could not install $*"; }
 }
 
 main() {

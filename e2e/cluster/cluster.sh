@@ -81,6 +81,7 @@ start_docker() {
   mode=$(docker_mode)
   if [ "$mode" = own ]; then
     "$tools" apt build cluster
+    [ -x /usr/bin/docker ] || "$tools" apt docker-client # apart, in newer distributions
     "$here/own-docker.sh" up
   fi
   echo "$mode" >"$work/docker.mode"
