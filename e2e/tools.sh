@@ -226,26 +226,41 @@ apt_install() { # GROUP...
   present=$({ dpkg-query -W -f '${Package} ${Status}\n' $wanted 2>/dev/null || true; } |
     sed -n 's/ install ok installed$//p' | sort -u)
   mapfile -t missing < <(comm -23 <(echo "$wanted") <(echo "$present"))
-  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ ${#missing[@]} -eq 0 ]; then
+    # No service of this machine could be started any more.
+    ! policy_is_ours || as_root "$here/tools.sh" apt-quietly
+    return
+  fi
   command -v apt-get >/dev/null || die "this machine has no apt-get; install yourself: ${missing[*]}"
   say "installing ${missing[*]}"
-  as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
   as_root "$here/tools.sh" apt-quietly "${missing[@]}"
 }
 
 # Installs without starting any service: a Docker that starts by itself changes the
-# network of the machine, and the tests want it as it was. (policy-rc.d is how
-# Debian's packages ask.)
-apt_quietly() { # PACKAGE...
-  local policy=/usr/sbin/policy-rc.d
+# network of the machine, and the tests want it as it was. policy-rc.d is how Debian's
+# packages ask; one of somebody else's stays as it is. Without a package, only what a
+# run left that was killed is removed.
+policy=/usr/sbin/policy-rc.d
+policy_mark='# Of e2e/tools.sh of Standfast, for the time of an installation.'
+
+policy_is_ours() { grep -qsxF "$policy_mark" "$policy"; }
+
+apt_quietly() { # [PACKAGE...]
+  # One at a time: the first to finish would remove the file of all.
+  exec 9>/run/standfast-apt.lock
+  flock --nonblock 9 || { say "waiting for another installation" && flock 9; }
+  ! policy_is_ours || rm -f "$policy"
+  [ $# -gt 0 ] || return 0
   if [ ! -e "$policy" ]; then
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod +x "$policy"
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\n%s\nexit 101\n' "$policy_mark" >"$policy.standfast"
+    chmod 755 "$policy.standfast"
+    mv "$policy.standfast" "$policy" # in one step, so that it always carries the mark
   fi
   # Hundreds of lines that nobody reads, unless it fails: as it does where something
   # that the machine has would have to go.
   local said
+  apt-get -qq -o DPkg::Lock::Timeout=300 update
   said=$(DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
     install -y --no-install-recommends --no-remove "$@" 2>&1) || { echo "$said" >&2; die "apt-get could not install $*"; }
 }
