@@ -30,19 +30,23 @@ demo: ## Halt a trading system and resume it, on a cluster of its own
 demo-down: ## Remove the demo's cluster and everything with it
 	@$(cluster) down demo
 
+# `command line` with the bare control plane, which is built where its progress is seen.
+with_controlplane = controlplane=$$($(tools) controlplane); STANDFAST_CONTROLPLANE=$$(dirname "$$controlplane")
+
 .PHONY: test
 test: ## Everything that proves the product (what CI runs)
+	@$(tools) apt build tests
 	@echo "== the committed manifests of the kinds are those of the code"
 	@$(MAKE) crds-check
 	@echo "== unit, property and control-plane tests"
 	@cargo build --locked --workspace --bins
-	@STANDFAST_CONTROLPLANE=$$(dirname "$$($(tools) controlplane)"); export STANDFAST_CONTROLPLANE; \
-	cargo test --locked --workspace -- --skip kind::
+	@$(with_controlplane) cargo test --locked --workspace -- --skip kind::
 	@echo "== end-to-end tests on a cluster"
 	@$(MAKE) e2e
 
 .PHONY: unit
 unit: ## Tests that need no cluster
+	@$(tools) apt build
 	cargo test --locked --workspace --exclude standfast-e2e
 
 # Built first, so that a mistake shows before two minutes of cluster. The cluster's
@@ -50,6 +54,7 @@ unit: ## Tests that need no cluster
 # cargo would choose other features for the dependencies and compile them again.)
 .PHONY: e2e
 e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
+	@$(tools) apt build
 	@cargo test --locked --workspace --test suite --no-run
 	@if [ -n "$${KUBECONFIG_E2E:-}" ]; then \
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
@@ -62,13 +67,15 @@ e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 
 .PHONY: lint
 lint: ## Formatting, clippy, charts and scripts
+	@$(tools) apt build lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	helm=$$($(tools) helm); for chart in charts/*/; do "$$helm" lint --strict "$$chart"; done
-	if command -v shellcheck >/dev/null; then shellcheck -x $(scripts); fi
+	shellcheck -x $(scripts)
 
 .PHONY: crds
 crds: ## Regenerate the manifests of the kinds
+	@$(tools) apt build
 	cargo run -q --locked -p standfast-crds --example crdgen -- crds/manifests
 
 .PHONY: crds-check
@@ -79,9 +86,9 @@ crds-check:
 
 .PHONY: bench
 bench: ## Measure, and print the table of docs/benchmarks.md
-	@STANDFAST_CONTROLPLANE=$$(dirname "$$($(tools) controlplane)"); export STANDFAST_CONTROLPLANE; \
-	cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench; \
-	cargo run --release --locked -p standfast-e2e --bin bench
+	@$(tools) apt build bench
+	@cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench
+	@$(with_controlplane) cargo run --release --locked -p standfast-e2e --bin bench
 
 .PHONY: images
 # Release builds, as users get them, except for the tests: those take the debug build that
@@ -95,5 +102,6 @@ build_binaries := cargo build --locked --workspace --bins
 endif
 
 images: ## Build the images of the operator and of the demo
+	@$(tools) apt build
 	@$(build_binaries)
 	@e2e/images/build.sh
