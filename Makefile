@@ -36,8 +36,8 @@ with_controlplane = controlplane=$$($(tools) controlplane); STANDFAST_CONTROLPLA
 .PHONY: test
 test: ## Everything that proves the product (what CI runs)
 	@$(tools) apt build tests
-	@echo "== the committed manifests of the kinds are those of the code"
-	@$(MAKE) crds-check
+	@echo "== formatting, clippy, manifests and charts"
+	@$(MAKE) checks
 	@echo "== unit, property and control-plane tests"
 	@cargo build --locked --workspace --bins
 	@$(with_controlplane) cargo test --locked --workspace -- --skip kind::
@@ -66,12 +66,18 @@ e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 	fi
 
 .PHONY: lint
-lint: ## Formatting, clippy, charts and scripts
+lint: ## Formatting, clippy, manifests, charts, scripts and examples
 	@$(tools) apt build lint
+	@$(MAKE) checks
+	shellcheck -x $(scripts)
+	@$(with_controlplane) cargo test --locked --workspace --test suite -- examples::
+
+.PHONY: checks
+checks:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	helm=$$($(tools) helm); for chart in charts/*/; do "$$helm" lint --strict "$$chart"; done
-	shellcheck -x $(scripts)
+	@$(MAKE) crds-check
+	@helm=$$($(tools) helm); for chart in charts/*/; do "$$helm" lint --strict "$$chart"; done
 
 .PHONY: crds
 crds: ## Regenerate the manifests of the kinds
