@@ -30,31 +30,42 @@ demo: ## Halt a trading system and resume it, on a cluster of its own
 demo-down: ## Remove the demo's cluster and everything with it
 	@$(cluster) down demo
 
+# `command line` that runs in this checkout only once at a time: two would delete each
+# other's cluster. (--close: nothing that it leaves running may hold the lock.)
+alone = mkdir -p .work; flock --nonblock .work/test.lock true || \
+  echo "waiting for the tests that run in this checkout already" >&2; flock --close .work/test.lock
+
 # `command line` with the bare control plane, which is built where its progress is seen.
 with_controlplane = controlplane=$$($(tools) controlplane); STANDFAST_CONTROLPLANE=$$(dirname "$$controlplane")
 
-.PHONY: test
+.PHONY: test test-alone
 test: ## Everything that proves the product (what CI runs)
 	@$(tools) apt build tests
+	@$(alone) $(MAKE) test-alone
+
+test-alone:
 	@echo "== formatting, clippy, manifests and charts"
 	@$(MAKE) checks
 	@echo "== unit, property and control-plane tests"
 	@cargo build --locked --workspace --bins
 	@$(with_controlplane) cargo test --locked --workspace -- --skip kind::
 	@echo "== end-to-end tests on a cluster"
-	@$(MAKE) e2e
+	@$(MAKE) e2e-alone
 
 .PHONY: unit
 unit: ## Tests that need no cluster
 	@$(tools) apt build
 	cargo test --locked --workspace --exclude standfast-e2e
 
+.PHONY: e2e e2e-alone
+e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
+	@$(tools) apt build
+	@$(alone) $(MAKE) e2e-alone
+
 # Built first, so that a mistake shows before two minutes of cluster. The cluster's
 # nodes do not pull: the images are copied into them. (--workspace: with one package,
 # cargo would choose other features for the dependencies and compile them again.)
-.PHONY: e2e
-e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
-	@$(tools) apt build
+e2e-alone:
 	@cargo test --locked --workspace --test suite --no-run
 	@if [ -n "$${KUBECONFIG_E2E:-}" ]; then \
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
