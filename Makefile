@@ -29,6 +29,7 @@ demo: ## Halt a trading system and resume it, on a cluster of its own
 .PHONY: demo-down
 demo-down: ## Remove the demo's cluster and everything with it
 	@$(cluster) down demo
+	@e2e/images/build.sh clean
 
 # `command line` that runs in this checkout only once at a time: two would delete each
 # other's cluster. (--close: nothing that it leaves running may hold the lock.)

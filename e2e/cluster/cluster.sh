@@ -324,13 +324,8 @@ load() { # NAME IMAGE...
   for image in "$@"; do
     archive=$image
     [ -f "$archive" ] || archive=$work/images/$(basename "${image//:/-}").tar
-    if [ -f "$archive" ]; then
-      kind load image-archive "$archive" --name "$(kind_name "$name")"
-    elif docker image inspect "$image" >/dev/null 2>&1; then
-      kind load docker-image "$image" --name "$(kind_name "$name")"
-    else
-      die "no image $image; \`make images\` builds them"
-    fi
+    [ -f "$archive" ] || die "no image $image; \`make images\` builds them"
+    kind load image-archive "$archive" --name "$(kind_name "$name")"
   done
 }
 
