@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError, mpsc},
@@ -264,9 +265,54 @@ fn clean(state: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A port that nobody listens on at the moment.
+/// Ports that belong to this process alone. Others see that by the first of them, on which it listens.
+struct Ports {
+    _claim: TcpListener,
+    left: Range<u16>,
+}
+
+impl Ports {
+    const COUNT: u16 = 50;
+
+    fn claim() -> Result<Self> {
+        let all = quiet_ports();
+        let blocks = (all.end - all.start) / Self::COUNT;
+        // Processes that start together have numbers that follow each other.
+        let own = (std::process::id() % u32::from(blocks)) as u16;
+        let mut firsts = (own..blocks).chain(0..own).map(|block| all.start + block * Self::COUNT);
+        let claimed = firsts.find_map(|first| Some((first, listen(first)?)));
+        let (first, claim) = claimed.with_context(|| format!("no ports are free in {all:?}"))?;
+        Ok(Self { _claim: claim, left: first + 1..first + Self::COUNT })
+    }
+}
+
+/// Ports that the system takes for no outgoing connection, which would be in the way of a server that starts again.
+/// Those from 20000 on are left to clusters (`e2e/cluster/cluster.sh`).
+fn quiet_ports() -> Range<u16> {
+    let outgoing = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    match outgoing.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(20_000) {
+        first @ 15_000.. => 10_000..first.min(20_000),
+        first @ 5_000.. => first / 2..first,
+        // Nearly all are taken for them: it may go well.
+        _ => 10_000..20_000,
+    }
+}
+
+fn listen(port: u16) -> Option<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
+}
+
+/// A port that nobody listens on, and that no other caller gets, in this process or another.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    static CLAIMED: Mutex<Vec<Ports>> = Mutex::new(vec![]);
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let port = claimed.last_mut().and_then(|ports| ports.left.find(|port| listen(*port).is_some()));
+        match port {
+            Some(port) => return Ok(port),
+            None => claimed.push(Ports::claim()?),
+        }
+    }
 }
 
 fn certificates(folder: &Path, port: u16) -> Result<()> {
