@@ -24,6 +24,8 @@ use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa
 use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
 use tokio::io::AsyncWriteExt;
 
+use crate::folders;
+
 /// How long a component may take to start. A loaded machine is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -47,12 +49,8 @@ impl ControlPlane {
     /// which builds them.
     pub async fn start() -> Result<Self> {
         let programs = programs()?;
-        let state = checkout().join(".work/control-planes");
-        fs::create_dir_all(&state)?;
-        clean(&state)?;
         let (port, etcd, peer) = (free_port()?, free_port()?, free_port()?);
-        let folder = state.join(format!("{}-{port}", std::process::id()));
-        fs::create_dir_all(&folder)?;
+        let folder = folders::scratch(&checkout().join(".work/control-planes"), "")?;
         certificates(&folder, port)?;
         let mut plane = Self { folder, programs, port, etcd, api_server: Mutex::new(None), others: vec![] };
         let url = |port: u16| format!("http://127.0.0.1:{port}");
@@ -250,19 +248,6 @@ fn programs() -> Result<PathBuf> {
     ensure!(output.status.success(), "{} controlplane failed", script.display());
     let path = String::from_utf8(output.stdout)?;
     Path::new(path.trim()).parent().map(Path::to_path_buf).context("no folder of the control plane")
-}
-
-/// Removes what processes left behind that are gone.
-fn clean(state: &Path) -> Result<()> {
-    for entry in fs::read_dir(state)? {
-        let entry = entry?;
-        let name = entry.file_name().into_string().unwrap_or_default();
-        let pid = name.split('-').next().unwrap_or_default();
-        if !Path::new("/proc").join(pid).exists() {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-    Ok(())
 }
 
 /// Ports that belong to this process alone. Others see that by the first of them, on which it listens.
