@@ -300,7 +300,7 @@ up() { # NAME [--two-regions] [--workers N]
 
 expect_name() { # NAME
   case $1 in
-    docker | images | logs | bin | bots | control-planes) die "$1 is taken; call the cluster something else" ;;
+    docker | images | logs | bin | bots | control-plane | control-planes) die "$1 is taken; call the cluster something else" ;;
   esac
   [[ $1 =~ ^[a-z]([a-z0-9-]{0,20}[a-z0-9])?$ ]] ||
     die "'$1' is no name for a cluster: use lower-case letters, digits and dashes, at most 22"

@@ -32,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A running control plane.
 pub struct ControlPlane {
     folder: PathBuf,
+    logs: PathBuf,
     programs: PathBuf,
     port: u16,
     etcd: u16,
@@ -51,8 +52,10 @@ impl ControlPlane {
         let programs = programs()?;
         let (port, etcd, peer) = (free_port()?, free_port()?, free_port()?);
         let folder = folders::scratch(&checkout().join(".work/control-planes"), "")?;
+        let logs = folders::logs()?.join(folder.file_name().unwrap_or_default());
+        fs::create_dir_all(&logs)?;
         certificates(&folder, port)?;
-        let mut plane = Self { folder, programs, port, etcd, api_server: Mutex::new(None), others: vec![] };
+        let mut plane = Self { folder, logs, programs, port, etcd, api_server: Mutex::new(None), others: vec![] };
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let data = plane.path("etcd");
         let client = url(etcd);
@@ -100,9 +103,14 @@ impl ControlPlane {
         self.folder.join(name).display().to_string()
     }
 
-    /// Where its logs and its kubeconfig are.
+    /// Where its kubeconfig is. It is removed by the next process.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Where the logs of its components are.
+    pub fn logs(&self) -> &Path {
+        &self.logs
     }
 
     /// The kubeconfig of its administrator.
@@ -185,7 +193,7 @@ impl ControlPlane {
             match client.request_text(request).await {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > until || self.api_server_ended() => {
-                    bail!("the API server is not ready: {error}; see {}", self.path("kube-apiserver.log"));
+                    bail!("the API server is not ready: {error}; see {}", self.logs.display());
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
@@ -198,7 +206,7 @@ impl ControlPlane {
     }
 
     fn launch(&self, program: &str, flags: &[(&str, &str)]) -> Result<Child> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join(format!("{program}.log")))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.logs.join(format!("{program}.log")))?;
         // The kernel ends it when the thread ends that started it: see `Keeper`.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(self.programs.join(program));
