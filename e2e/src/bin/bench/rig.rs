@@ -92,7 +92,7 @@ impl Rig {
     pub async fn operator(&self, namespaces: &str) -> Result<Process> {
         let leases: Api<Lease> = self.api("default");
         let lease = format!("bench-{}", free_port()?);
-        let log = self.plane.folder().join("standfast.log");
+        let log = self.plane.logs().join("standfast.log");
         let operator = Process::start(&self.plane.kubeconfig(), namespaces, &lease, &log)?;
         wait(Duration::from_secs(60), "the operator leads", async || Ok(leases.get_opt(&lease).await?.map(drop)))
             .await?;

@@ -189,7 +189,7 @@ impl Stage {
                     "users": [{"name": "nobody", "user": {}}],
                     "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "nobody"}}]});
                 tokio::fs::write(&kubeconfig, config.to_string()).await?;
-                Some(Fronts { kubeconfig, log: plane.folder().join(format!("{}.log", world.namespace)), living })
+                Some(Fronts { kubeconfig, log: plane.logs().join(format!("{}.log", world.namespace)), living })
             }
         };
         world.venue.set_behaviour(Behaviour {
