@@ -9,6 +9,7 @@ mod latency;
 mod rig;
 mod scale;
 mod table;
+mod takeover;
 
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ struct Args {
     /// Unrelated objects in the cluster.
     #[arg(long, default_value_t = 10_000)]
     unrelated: usize,
+    /// Leaders that are killed.
+    #[arg(long, default_value_t = 5)]
+    kills: usize,
     /// Seconds for which the idle operator is watched. One watch of the API server must last for as long.
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=240))]
     idle: u64,
@@ -39,13 +43,14 @@ async fn main() -> Result<()> {
     table::head();
     let latency = part("latency", 300, latency::run(args.runs)).await;
     let scale = part("scale", 600, scale::run(args.workloads, args.unrelated)).await;
-    // These wait nearly all the time: for a minute to pass, for kubectl's own throttle. They may share the
+    // These wait nearly all the time: for a lease, for a minute to pass, for kubectl's own throttle. They may share the
     // machine.
-    let (kubectl, idle) = tokio::join!(
+    let (kubectl, takeover, idle) = tokio::join!(
         part("kubectl", 480, scale::against_kubectl(scale)),
+        part("takeover", 480, takeover::run(args.kills)),
         part("idle", 480, idle::run(Duration::from_secs(args.idle)))
     );
-    ensure!([latency, kubectl, idle].iter().all(Option::is_some), "not everything could be measured");
+    ensure!([latency, kubectl, takeover, idle].iter().all(Option::is_some), "not everything could be measured");
     Ok(())
 }
 
