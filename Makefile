@@ -1,7 +1,7 @@
 # Everything that can be done with the project from a checkout; `make` lists it.
 #
 # Variables: STANDFAST_DOCKER (e2e/cluster/cluster.sh), STANDFAST_CACHE (e2e/tools.sh),
-# KUBECONFIG_E2E (the target e2e).
+# KUBECONFIG_E2E (the target e2e), ARGS (the target bench).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -104,10 +104,10 @@ crds-check:
 	diff -ru crds/manifests "$$generated" || { echo 'crds/manifests is out of date: run `make crds`' >&2; exit 1; }
 
 .PHONY: bench
-bench: ## Measure, and print the table of docs/benchmarks.md
+bench: ## Measure, and print the table of docs/benchmarks.md (smaller: ARGS="--runs 20 …")
 	@$(tools) apt build bench
 	@cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench
-	@$(with_controlplane) cargo run --release --locked -p standfast-e2e --bin bench
+	@$(with_controlplane) cargo run --release --locked -p standfast-e2e --bin bench -- $(ARGS)
 
 .PHONY: images
 # Release builds, as users get them, except for the tests: those take the debug build that
