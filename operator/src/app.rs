@@ -14,7 +14,7 @@ use crate::{
     cache::{self, Cache, Change, Feed},
     calls::Caller,
     client::Clients,
-    controller::{self, Guarded, Observer, Trigger},
+    controller::{self, Guarded, Trigger},
     events::Events,
     guardrails::Guardrails,
     halt::{Caches, HaltReconciler},
@@ -219,18 +219,18 @@ impl Warm {
         let Self { caches, halts, systems, resumes, mut deleted, mut feeds } = self;
         let client = parts.clients.api.clone();
         let guardrails = Guardrails::new(client.clone());
-        let observer: Arc<dyn Observer> = Arc::new(parts.metrics.clone());
-        let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone()));
+        let metrics = &parts.metrics;
+        let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone(), metrics.clone()));
         let databases = Databases::new(client.clone(), parts.connector.clone(), vec![])
             .map_err(|e| Ended(format!("TLS for databases cannot be set up: {e}")))?;
         let checker = Checker::new((*caller).clone(), databases, client.clone());
         let halting = Arc::new(HaltReconciler::new(
             (parts.clients.halt.clone(), parts.clients.turns.clone()),
-            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone())),
+            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone(), metrics.clone())),
             caches.clone(),
             guardrails.clone(),
             leadership.clone(),
-            parts.metrics.clone(),
+            metrics.clone(),
             parts.events.clone(),
         ));
         let resuming = Arc::new(ResumeReconciler::new(
@@ -255,10 +255,10 @@ impl Warm {
         let (halt_caches, forgetting, rehalting) = (caches.halts.clone(), Arc::clone(&halting), Arc::clone(&resuming));
         let mut tasks = JoinSet::new();
         let run = (parts.halt_concurrency, parts.concurrency);
-        tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, Arc::clone(&observer)));
-        tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, Arc::clone(&observer)));
-        tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, observer));
-        tasks.spawn(count(halt_caches, guardrails, parts.metrics.clone()));
+        tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, metrics.clone()));
+        tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, metrics.clone()));
+        tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, metrics.clone()));
+        tasks.spawn(count(halt_caches, guardrails, metrics.clone()));
         // What was deleted while another process led was that one's to look at.
         while deleted.try_recv().is_ok() {}
         tasks.spawn(async move {

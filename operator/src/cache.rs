@@ -109,6 +109,21 @@ where
     }
 }
 
+#[cfg(test)]
+impl<K> Cache<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    /// A cache of these objects that nothing feeds.
+    pub fn holding(objects: impl IntoIterator<Item = K>) -> Self {
+        let (store, mut writer) = store();
+        writer.apply_watcher_event(&Event::Init);
+        objects.into_iter().for_each(|object| writer.apply_watcher_event(&Event::InitApply(object)));
+        writer.apply_watcher_event(&Event::InitDone);
+        Self { store }
+    }
+}
+
 enum Input<K> {
     Watch(Option<String>, Result<Event<K>, watcher::Error>),
     Poll(Vec<K>),
