@@ -10,6 +10,7 @@ use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
+    admin::Watchdog,
     args::Scope,
     cache::{self, Cache, Change, Feed},
     calls::Caller,
@@ -42,6 +43,8 @@ pub struct Parts {
     pub scope: Scope,
     /// Counts.
     pub metrics: Metrics,
+    /// Misses what does not make progress.
+    pub watchdog: Watchdog,
     /// Kubernetes Events.
     pub events: Events,
     /// Halts that are worked on at a time.
@@ -86,7 +89,7 @@ pub fn warm(parts: &Parts) -> Warm {
     let (system_trigger, system_arrivals) = SystemTrigger::channel();
     let (resume_trigger, resume_arrivals) = ResumeTrigger::channel();
     let (deletions, deleted) = mpsc::unbounded_channel();
-    let client = &parts.clients.watch;
+    let (client, watchdog) = (&parts.clients.watch, Some(&parts.watchdog));
     let mut feeds = JoinSet::new();
 
     let halts = {
@@ -118,7 +121,7 @@ pub fn warm(parts: &Parts) -> Warm {
         };
         let metrics = parts.metrics.clone();
         let stale = move || metrics.watch_stale("TradingHalt");
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, stale);
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, stale);
         feeds.spawn(feed);
         (cache, known)
     };
@@ -138,7 +141,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 halt.pull(&namespace, &held.name_any());
             }
         };
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, || {});
         feeds.spawn(feed);
         cache
     };
@@ -163,7 +166,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 }
             }
         };
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, || {});
         feeds.spawn(feed);
         cache
     };
