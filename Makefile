@@ -64,7 +64,7 @@ e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 lint: ## Formatting, clippy, charts and scripts
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	helm=$$($(tools) helm); for chart in charts/*/; do "$$helm" lint --strict "$$chart"; done
+	helm=$$($(tools) helm); for chart in charts/*/; do "$$helm" lint --strict --namespace standfast-system "$$chart"; done
 	if command -v shellcheck >/dev/null; then shellcheck -x $(scripts); fi
 
 .PHONY: crds
