@@ -75,10 +75,7 @@ enum Deleted {
 }
 
 /// Whether a change of an object asks for a reconcile of that object: what we write ourselves does not.
-fn asks<K: ResourceExt>(old: Option<&Guarded<K>>, new: &Guarded<K>) -> bool
-where
-    K: Resource<DynamicType = ()>,
-{
+fn asks<K: Resource<DynamicType = ()>>(old: Option<&Guarded<K>>, new: &Guarded<K>) -> bool {
     let facts = |g: &Guarded<K>| (g.uid(), g.meta().generation, g.meta().deletion_timestamp.clone());
     old.is_none_or(|old| facts(old) != facts(new))
 }

@@ -99,7 +99,7 @@ pub async fn run<R>(
     R: Reconcile,
     R::Kind: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Send + Sync + std::fmt::Debug,
 {
-    let failures: Arc<Mutex<HashMap<ObjectRef<Guarded<R::Kind>>, u32>>> = Arc::default();
+    let failures = Arc::new(Mutex::new(HashMap::<ObjectRef<Guarded<R::Kind>>, u32>::new()));
     let backoff = Arc::clone(&failures);
     metrics.max_workers(R::NAME, concurrency);
     let waiting = Arc::new(Waiting { controller: R::NAME, since: Mutex::default(), metrics: metrics.clone() });
