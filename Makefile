@@ -90,7 +90,8 @@ checks:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@$(MAKE) crds-check
-	@helm=$$($(tools) helm); for chart in charts/*/; do "$$helm" lint --strict "$$chart"; done
+	@helm=$$($(tools) helm); for chart in charts/*/; do \
+	  "$$helm" lint --strict --namespace standfast-system "$$chart"; done
 
 .PHONY: crds
 crds: ## Regenerate the manifests of the kinds

@@ -21,6 +21,7 @@ use standfast_crds::v1alpha1::{
     HaltPhase, ResumePhase, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, TradingSystemStatus,
 };
 use standfast_operator::{
+    admin::Watchdog,
     app,
     args::Scope,
     client::Clients,
@@ -373,6 +374,7 @@ impl World {
                     connector,
                     scope: Scope::Namespaces(vec![namespace]),
                     metrics: Metrics::new(),
+                    watchdog: Watchdog::new(),
                     events: Events::none(),
                     halt_concurrency: 16,
                     concurrency: 8,

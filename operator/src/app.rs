@@ -10,11 +10,12 @@ use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
+    admin::Watchdog,
     args::Scope,
     cache::{self, Cache, Change, Feed},
     calls::Caller,
     client::Clients,
-    controller::{self, Guarded, Observer, Trigger},
+    controller::{self, Guarded, Trigger},
     events::Events,
     guardrails::Guardrails,
     halt::{Caches, HaltReconciler},
@@ -42,6 +43,8 @@ pub struct Parts {
     pub scope: Scope,
     /// Counts.
     pub metrics: Metrics,
+    /// Misses what does not make progress.
+    pub watchdog: Watchdog,
     /// Kubernetes Events.
     pub events: Events,
     /// Halts that are worked on at a time.
@@ -72,10 +75,7 @@ enum Deleted {
 }
 
 /// Whether a change of an object asks for a reconcile of that object: what we write ourselves does not.
-fn asks<K: ResourceExt>(old: Option<&Guarded<K>>, new: &Guarded<K>) -> bool
-where
-    K: Resource<DynamicType = ()>,
-{
+fn asks<K: Resource<DynamicType = ()>>(old: Option<&Guarded<K>>, new: &Guarded<K>) -> bool {
     let facts = |g: &Guarded<K>| (g.uid(), g.meta().generation, g.meta().deletion_timestamp.clone());
     old.is_none_or(|old| facts(old) != facts(new))
 }
@@ -86,7 +86,7 @@ pub fn warm(parts: &Parts) -> Warm {
     let (system_trigger, system_arrivals) = SystemTrigger::channel();
     let (resume_trigger, resume_arrivals) = ResumeTrigger::channel();
     let (deletions, deleted) = mpsc::unbounded_channel();
-    let client = &parts.clients.watch;
+    let (client, watchdog) = (&parts.clients.watch, Some(&parts.watchdog));
     let mut feeds = JoinSet::new();
 
     let halts = {
@@ -118,7 +118,7 @@ pub fn warm(parts: &Parts) -> Warm {
         };
         let metrics = parts.metrics.clone();
         let stale = move || metrics.watch_stale("TradingHalt");
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, stale);
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, stale);
         feeds.spawn(feed);
         (cache, known)
     };
@@ -138,7 +138,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 halt.pull(&namespace, &held.name_any());
             }
         };
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, || {});
         feeds.spawn(feed);
         cache
     };
@@ -163,7 +163,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 }
             }
         };
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, || {});
         feeds.spawn(feed);
         cache
     };
@@ -221,18 +221,18 @@ impl Warm {
         let Self { caches, halts, systems, resumes, mut deleted, mut feeds } = self;
         let client = parts.clients.api.clone();
         let guardrails = Guardrails::new(client.clone());
-        let observer: Arc<dyn Observer> = Arc::new(parts.metrics.clone());
-        let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone()));
+        let metrics = &parts.metrics;
+        let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone(), metrics.clone()));
         let databases = Databases::new(client.clone(), parts.connector.clone(), vec![])
             .map_err(|e| Ended(format!("TLS for databases cannot be set up: {e}")))?;
         let checker = Checker::new((*caller).clone(), databases, client.clone());
         let halting = Arc::new(HaltReconciler::new(
             (parts.clients.halt.clone(), parts.clients.turns.clone()),
-            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone())),
+            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone(), metrics.clone())),
             caches.clone(),
             guardrails.clone(),
             leadership.clone(),
-            parts.metrics.clone(),
+            metrics.clone(),
             parts.events.clone(),
         ));
         let resuming = Arc::new(ResumeReconciler::new(
@@ -257,10 +257,10 @@ impl Warm {
         let (halt_caches, forgetting, rehalting) = (caches.halts.clone(), Arc::clone(&halting), Arc::clone(&resuming));
         let mut tasks = JoinSet::new();
         let run = (parts.halt_concurrency, parts.concurrency);
-        tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, Arc::clone(&observer)));
-        tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, Arc::clone(&observer)));
-        tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, observer));
-        tasks.spawn(count(halt_caches, guardrails, parts.metrics.clone()));
+        tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, metrics.clone()));
+        tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, metrics.clone()));
+        tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, metrics.clone()));
+        tasks.spawn(count(halt_caches, guardrails, metrics.clone()));
         // What was deleted while another process led was that one's to look at.
         while deleted.try_recv().is_ok() {}
         tasks.spawn(async move {

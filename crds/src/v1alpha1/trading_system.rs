@@ -282,7 +282,9 @@ pub struct HttpCheck {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SqlCheck {
-    /// A connection URL, `postgresql://user:password@host:port/database?sslmode=require`.
+    /// A connection URL, `postgresql://user:password@host:port/database?sslmode=verify-full`. Only `verify-full` and
+    /// `verify-ca` make sure that it is the database that answers; `require` and `prefer`, the default, take any
+    /// certificate.
     pub connection_secret_ref: SecretKeyRef,
     /// The query.
     #[schemars(length(min = 1, max = 4096))]
@@ -323,7 +325,8 @@ pub enum PositionAction {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HaltPolicy {
-    /// How many reads in a row must find no open order. Default 3.
+    /// How many reads in a row must find no open order, or no position. Default 3. A read by Job is repeated at most
+    /// every 5 minutes.
     #[schemars(range(min = 1, max = 20))]
     pub verify_reads: u32,
     /// The time between them. Default 1s.

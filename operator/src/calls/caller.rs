@@ -17,7 +17,10 @@ use super::{
     extract::{Page, Reader, order_reader, position_reader},
     secrets, template,
 };
-use crate::outbound::{Call, CallError, Reply, Transport, guard};
+use crate::{
+    metrics::{Counted, Metrics},
+    outbound::{Call, CallError, Reply, Transport, guard},
+};
 
 /// How long a call may take if its request does not say.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,9 +45,9 @@ impl fmt::Debug for Caller {
 }
 
 impl Caller {
-    /// A caller that reads Secrets with `client` and sends with `transport`.
-    pub fn new(transport: Arc<dyn Transport>, client: kube::Client) -> Self {
-        Self { transport, client }
+    /// A caller that reads Secrets with `client` and sends with `transport`, and counts what it sends.
+    pub fn new(transport: Arc<dyn Transport>, client: kube::Client, metrics: Metrics) -> Self {
+        Self { transport: Arc::new(Counted { transport, metrics }), client }
     }
 
     /// What calls are sent with.

@@ -86,7 +86,7 @@ fn cluster() -> (kube::Client, Arc<AtomicUsize>) {
 
 fn caller(answers: impl IntoIterator<Item = Result<Reply, CallError>>) -> (Caller, Arc<Venue>) {
     let venue = Arc::new(Venue { answers: Mutex::new(answers.into_iter().collect()), ..Venue::default() });
-    (Caller::new(venue.clone(), cluster().0), venue)
+    (Caller::new(venue.clone(), cluster().0, Metrics::new()), venue)
 }
 
 fn request(extra: Value) -> HttpRequest {
@@ -116,7 +116,7 @@ fn orders_read(extra: Value) -> OrdersRead {
 #[tokio::test]
 async fn a_call_has_everything() {
     let (client, asked) = cluster();
-    let caller = Caller::new(Arc::new(Venue::default()), client);
+    let caller = Caller::new(Arc::new(Venue::default()), client, Metrics::new());
     let mut wanted = authenticated("venue", "token");
     wanted.url = "https://venue.example/v2/orders/{id}".into();
     wanted.headers = vec![standfast_crds::v1alpha1::Header { name: "X-Plain".into(), value: "v".into() }];
@@ -137,7 +137,7 @@ async fn a_call_has_everything() {
 #[tokio::test]
 async fn many_calls_read_each_secret_once() {
     let (client, asked) = cluster();
-    let caller = Caller::new(Arc::new(Venue::default()), client);
+    let caller = Caller::new(Arc::new(Venue::default()), client, Metrics::new());
     let (a, b) = (authenticated("venue", "token"), authenticated("tls", "token"));
     let calls = caller.prefetch("trading", &[&a, &b, &a]).await;
     assert_eq!(calls.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
@@ -352,4 +352,27 @@ fn values_of_answers() {
     let reply = Reply { status: 200, body: r#"{"lag": 0.10}"#.into() };
     assert_eq!(value_at(&reply, "$.lag").unwrap(), Scalar::Number("0.10".into()));
     value_at(&reply, "$.lags").unwrap_err();
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_how_they_ended() {
+    let lost = || Err(CallError::UnknownOutcome("no whole answer".into()));
+    let refused = Err(CallError::Refused("loopback".into()));
+    let answers = [reply(500, "no"), lost(), reply(200, "{}"), refused, Err(CallError::NotSent("no name".into()))];
+    let venue = Arc::new(Venue { answers: Mutex::new(answers.into_iter().collect()), ..Venue::default() });
+    let metrics = Metrics::new();
+    let caller = Caller::new(venue, cluster().0, metrics.clone());
+    let cancel = request(json!({"method": "DELETE"}));
+    caller.act("trading", &cancel, None).await;
+    // Sent twice: the first answer was lost.
+    caller.ask("trading", &request(json!({}))).await.unwrap();
+    caller.act("trading", &cancel, None).await;
+    let call = caller.prepare("trading", &cancel, None).await.unwrap();
+    caller.transport().send(call).await.unwrap_err();
+    caller.probe("trading", &cancel, None).await.unwrap();
+    let text = metrics.encode();
+    for (result, count) in [("answered", 2), ("unknown", 1), ("refused", 1), ("not_sent", 1)] {
+        let line = format!("standfast_outbound_calls_total{{result=\"{result}\"}} {count}\n");
+        assert!(text.contains(&line), "{line}{text}");
+    }
 }

@@ -40,8 +40,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How many calls one look makes at once.
 const AT_ONCE: usize = 8;
-/// How many workloads are read whole; of more, only what the cache has is used.
-const WORKLOADS: usize = 200;
 
 /// What one look at the outside found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -170,24 +168,23 @@ impl Surveyor {
         let mut survey = Survey::default();
         let mut managers: BTreeMap<String, Vec<Key>> = BTreeMap::new();
         let mut labels: Vec<(Key, BTreeMap<String, String>)> = vec![];
-        let reads = trading.iter().take(WORKLOADS).map(|view| async move { (view, self.whole(&view.key).await) });
-        for (view, object) in some_at_once(reads).await {
-            match object {
-                Ok(Some(object)) => {
-                    if let Some(manager) =
-                        coexistence::git_manager(object.metadata.managed_fields.as_deref().unwrap_or_default())
-                    {
-                        managers.entry(manager.to_owned()).or_default().push(view.key.clone());
+        // Of each only what is needed is kept: there may be a thousand.
+        let reads = trading.iter().map(|view| async move {
+            let object = self.whole(&view.key).await?;
+            // It may have gone since the cache was read, which is told when the cache has seen it.
+            Ok(object.map(|object| (&view.key, git_manager(&object), template_labels(&object))))
+        });
+        for read in some_at_once(reads).await {
+            match read {
+                Ok(Some((key, manager, template))) => {
+                    if let Some(manager) = manager {
+                        managers.entry(manager).or_default().push(key.clone());
                     }
-                    labels.push((view.key.clone(), template_labels(&object)));
+                    labels.push((key.clone(), template));
                 }
-                // It went away since the cache was read, which is told when the cache has seen it.
                 Ok(None) => {}
                 Err(error) => survey.unknown.push(error),
             }
-        }
-        for view in trading.iter().skip(WORKLOADS) {
-            labels.push((view.key.clone(), view.match_labels.clone().unwrap_or_default()));
         }
         survey.problems.extend(managers.iter().map(|(manager, keys)| git_problem(manager, keys)));
 
@@ -323,6 +320,10 @@ fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
         }
     }
     hosts.into_values().collect()
+}
+
+fn git_manager(object: &DynamicObject) -> Option<String> {
+    coexistence::git_manager(object.metadata.managed_fields.as_deref()?).map(str::to_owned)
 }
 
 /// The labels of the pods that a workload makes.

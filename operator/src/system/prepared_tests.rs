@@ -1,9 +1,19 @@
-use http::Method;
+use http::{Method, Request, Response};
+use kube::client::Body;
 use rstest::rstest;
 use serde_json::json;
 use standfast_crds::v1alpha1::TradingSystem;
+use tower::{BoxError, service_fn};
 
 use super::*;
+use crate::{
+    metrics::Metrics,
+    outbound::{
+        connect::{Connector, SystemResolver},
+        guard::{Guard, GuardConfig},
+        http::HttpTransport,
+    },
+};
 
 fn call(url: &str) -> Call {
     Call {
@@ -147,4 +157,43 @@ fn a_job_that_may_not_be_created_is_told(#[case] why: &str, #[case] reason: &str
     let problem = job_problem("venues[alpaca].cancelOrders[1]", why);
     assert_eq!(problem.reason, reason);
     assert_eq!(problem.message, format!("{why} (spec.venues[alpaca].cancelOrders[1])"));
+}
+
+/// An API server with these workloads, the last of which Argo CD applies.
+fn workloads(count: usize) -> (Surveyor, Vec<View>) {
+    let last = format!("/bot-{}", count - 1);
+    let service = service_fn(move |request: Request<Body>| {
+        let manager = if request.uri().path().ends_with(&last) { "argocd-controller" } else { "kubectl" };
+        let fields = json!([{"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
+        let body =
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x", "managedFields": fields}});
+        async move { Ok::<_, BoxError>(Response::new(Body::from(body.to_string().into_bytes()))) }
+    });
+    let client = Client::new(service, "trading");
+    let guard = Arc::new(Guard::new(GuardConfig::default()));
+    let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
+    let caller = Caller::new(Arc::new(HttpTransport::new(connector, 1)), client.clone(), Metrics::new());
+    let view = |name: String| View {
+        key: Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name },
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        replicas: 1,
+        ready: 1,
+        suspended: false,
+        selector: None,
+        match_labels: None,
+    };
+    let views = (0..count).map(|n| view(format!("bot-{n}"))).collect();
+    (Surveyor::new(client.clone(), caller, Guardrails::new(client)), views)
+}
+
+#[tokio::test]
+async fn a_conflict_is_found_at_the_last_of_many_workloads() {
+    let (surveyor, views) = workloads(1000);
+    let survey = surveyor.objects("trading", &system().spec, &views).await;
+    let found: Vec<_> = survey.problems.iter().map(|p| p.message.as_str()).collect();
+    assert!(
+        found.iter().any(|m| m.contains("argocd-controller sets the size of Deployment trading/bot-999")),
+        "{found:?}"
+    );
 }

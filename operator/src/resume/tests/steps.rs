@@ -21,6 +21,7 @@ use crate::{
     calls::Caller,
     engine::{Acted, Observation, Step},
     guardrails::Guardrails,
+    metrics::Metrics,
     outbound::{
         Call, CallError, Reply, Transport,
         connect::{Connector, SystemResolver},
@@ -86,7 +87,7 @@ fn failure(code: u16) -> Value {
 
 fn context(halts: Option<Vec<TradingHalt>>, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
     let client = api(halts);
-    let caller = Caller::new(Arc::new(FakeVenue(Arc::clone(venue))), client.clone());
+    let caller = Caller::new(Arc::new(FakeVenue(Arc::clone(venue))), client.clone(), Metrics::new());
     let guard = Arc::new(Guard::new(GuardConfig::default()));
     let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
     let databases = Databases::new(client.clone(), connector, vec![]).unwrap();
