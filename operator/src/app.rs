@@ -18,7 +18,7 @@ use crate::{
     controller::{self, Guarded, Trigger},
     events::Events,
     guardrails::Guardrails,
-    halt::{Caches, HaltReconciler},
+    halt::{Caches, HaltReconciler, PROOF_LIFE},
     held,
     leader::Leadership,
     metrics::Metrics,
@@ -56,7 +56,7 @@ pub struct Parts {
 type HaltTrigger = Trigger<Guarded<TradingHalt>>;
 type SystemTrigger = Trigger<Guarded<TradingSystem>>;
 type ResumeTrigger = Trigger<Guarded<TradingResume>>;
-type Arrivals<K> = mpsc::UnboundedReceiver<kube::runtime::reflector::ObjectRef<Guarded<K>>>;
+type Arrivals<K> = controller::Arrivals<Guarded<K>>;
 
 /// The caches, warm or warming, and what they trigger. A standby has them too.
 pub struct Warm {
@@ -307,7 +307,9 @@ async fn count(halts: Cache<Guarded<TradingHalt>>, guardrails: Guardrails, metri
                 halt.status.as_ref().and_then(|s| s.last_verified_at.as_ref().or(s.times.committed_at.as_ref()));
             if let Some(at) = verified {
                 let age = now.duration_since(at.0).unsigned_abs();
-                metrics.halt_verified(&halt.namespace().unwrap_or_default(), &halt.name_any(), age);
+                let until = halt.status.as_ref().and_then(|s| s.verified_until.as_ref());
+                let limit = until.map_or(PROOF_LIFE, |t| t.0.duration_since(at.0).unsigned_abs());
+                metrics.halt_verified(&halt.namespace().unwrap_or_default(), &halt.name_any(), age, limit);
             }
         }
     }

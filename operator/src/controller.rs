@@ -2,7 +2,7 @@
 //! backoff. A reconcile that fails or panics concerns its object only.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     convert::Infallible,
     hash::Hash,
     panic::AssertUnwindSafe,
@@ -66,25 +66,50 @@ pub trait Reconcile: Send + Sync + 'static {
 }
 
 /// Asks for reconciles.
-pub struct Trigger<K: Resource>(UnboundedSender<ObjectRef<K>>);
+pub struct Trigger<K: Resource> {
+    sender: UnboundedSender<ObjectRef<K>>,
+    asked: Asked<K>,
+}
+
+/// Where what was asked for arrives: each object once, however often it was asked for meanwhile. A standby asks for weeks
+/// before anybody listens.
+pub struct Arrivals<K: Resource> {
+    receiver: UnboundedReceiver<ObjectRef<K>>,
+    asked: Asked<K>,
+}
+
+type Asked<K> = Arc<Mutex<HashSet<ObjectRef<K>>>>;
 
 impl<K: Resource> Clone for Trigger<K> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { sender: self.sender.clone(), asked: Arc::clone(&self.asked) }
     }
 }
 
 impl<K: Resource<DynamicType = ()>> Trigger<K> {
     /// A trigger and where it arrives.
-    pub fn channel() -> (Self, UnboundedReceiver<ObjectRef<K>>) {
+    pub fn channel() -> (Self, Arrivals<K>) {
         let (sender, receiver) = unbounded_channel();
-        (Self(sender), receiver)
+        let asked = Asked::default();
+        (Self { sender, asked: Arc::clone(&asked) }, Arrivals { receiver, asked })
     }
 
     /// Asks for a reconcile of the object of this name.
     pub fn pull(&self, namespace: &str, name: &str) {
-        // Nobody listens only when the controller has ended, and the process with it.
-        let _ = self.0.send(ObjectRef::new(name).within(namespace));
+        let object = ObjectRef::new(name).within(namespace);
+        if self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(object.clone()) {
+            // Nobody listens only when the controller has ended, and the process with it.
+            let _ = self.sender.send(object);
+        }
+    }
+}
+
+impl<K: Resource<DynamicType = ()>> Arrivals<K> {
+    /// The next object. What is asked for from now on is asked for again.
+    pub async fn next(&mut self) -> Option<ObjectRef<K>> {
+        let object = self.receiver.recv().await?;
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&object);
+        Some(object)
     }
 }
 
@@ -92,7 +117,7 @@ impl<K: Resource<DynamicType = ()>> Trigger<K> {
 pub async fn run<R>(
     reconciler: Arc<R>,
     cache: Cache<Guarded<R::Kind>>,
-    triggers: UnboundedReceiver<ObjectRef<Guarded<R::Kind>>>,
+    triggers: Arrivals<Guarded<R::Kind>>,
     concurrency: u16,
     metrics: Metrics,
 ) where
@@ -105,7 +130,7 @@ pub async fn run<R>(
     let waiting = Arc::new(Waiting { controller: R::NAME, since: Mutex::default(), metrics: metrics.clone() });
     let (begun, gone) = (Arc::clone(&waiting), Arc::clone(&waiting));
     let queue = futures::stream::unfold((triggers, waiting), |(mut triggers, waiting)| async {
-        let asked = triggers.recv().await?;
+        let asked = triggers.next().await?;
         waiting.begin(&asked.namespace, &asked.name);
         Some((Ok::<_, Infallible>(asked), (triggers, waiting)))
     });
@@ -298,6 +323,20 @@ mod tests {
         assert_eq!(shown(r#"controller_runtime_reconcile_total{controller="test",result="success"}"#), is("1"));
         assert_eq!(shown(r#"controller_runtime_reconcile_total{controller="test",result="error"}"#), is("2"));
         run.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_many_times_arrives_once_until_it_has_arrived() {
+        let (trigger, mut arrivals) = Trigger::<standfast_crds::v1alpha1::TradingHalt>::channel();
+        for _ in 0..1000 {
+            trigger.pull("bots", "stale");
+        }
+        trigger.pull("bots", "other");
+        assert_eq!(arrivals.next().await.unwrap().name, "stale");
+        trigger.pull("bots", "stale");
+        assert_eq!(arrivals.next().await.unwrap().name, "other");
+        assert_eq!(arrivals.next().await.unwrap().name, "stale");
+        assert!(arrivals.receiver.is_empty());
     }
 
     #[test]

@@ -38,7 +38,7 @@ const HALT_BUCKETS: [f64; 18] =
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
-type Verified = Arc<Mutex<BTreeMap<(String, String), (Duration, Instant)>>>;
+type Verified = Arc<Mutex<BTreeMap<(String, String), Age>>>;
 
 /// All metrics. Clones share them.
 #[derive(Clone)]
@@ -222,9 +222,10 @@ impl Metrics {
         self.proven.observe(took.as_secs_f64());
     }
 
-    /// A held halt was last verified `age` ago; from then on its age grows by itself.
-    pub fn halt_verified(&self, namespace: &str, name: &str, age: Duration) {
-        self.ages().insert((namespace.to_owned(), name.to_owned()), (age, Instant::now()));
+    /// A held halt was last verified `age` ago, which counts until it is as old as `limit`; from now on its age grows by
+    /// itself.
+    pub fn halt_verified(&self, namespace: &str, name: &str, age: Duration, limit: Duration) {
+        self.ages().insert((namespace.to_owned(), name.to_owned()), Age { age, limit, at: Instant::now() });
     }
 
     /// A halt was released or deleted: its age is no longer shown.
@@ -259,7 +260,7 @@ impl Metrics {
         self.events.get_or_create(&[("result", result)]).inc();
     }
 
-    fn ages(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), (Duration, Instant)>> {
+    fn ages(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), Age>> {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -298,21 +299,40 @@ impl Transport for Counted {
     }
 }
 
+/// How old the proof of a halt is.
+#[derive(Clone, Copy, Debug)]
+struct Age {
+    age: Duration,
+    limit: Duration,
+    /// When it was so old.
+    at: Instant,
+}
+
 /// Ages are worked out when they are read.
 #[derive(Debug)]
 struct VerifiedAges(Verified);
 
 impl Collector for VerifiedAges {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let help = "Seconds since a held halt was last verified";
-        let gauge = ConstGauge::new(0.0);
-        let mut metric =
-            encoder.encode_descriptor("standfast_halt_verified_age_seconds", help, None, gauge.metric_type())?;
+        type Look = fn(&Age) -> Duration;
+        let families: [(&str, &str, Look); 2] = [
+            ("standfast_halt_verified_age_seconds", "Seconds since a held halt was last verified", |a| {
+                a.age + a.at.elapsed()
+            }),
+            (
+                "standfast_halt_verified_limit_seconds",
+                "Age in seconds up to which a proof of a held halt counts",
+                |a| a.limit,
+            ),
+        ];
         let ages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((namespace, name), (age, at)) in &*ages {
-            let labels = [("namespace", namespace.as_str()), ("name", name.as_str())];
-            let age = ConstGauge::new((*age + at.elapsed()).as_secs_f64());
-            age.encode(metric.encode_family(&labels)?)?;
+        for (family, help, look) in families {
+            let gauge = ConstGauge::new(0.0);
+            let mut metric = encoder.encode_descriptor(family, help, None, gauge.metric_type())?;
+            for ((namespace, name), age) in &*ages {
+                let labels = [("namespace", namespace.as_str()), ("name", name.as_str())];
+                ConstGauge::new(look(age).as_secs_f64()).encode(metric.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }
@@ -387,10 +407,12 @@ mod tests {
     async fn the_verified_age_grows_by_itself_until_the_halt_is_gone() {
         let metrics = Metrics::new();
         let line = r#"standfast_halt_verified_age_seconds{namespace="bots",name="night"}"#;
-        metrics.halt_verified("bots", "night", Duration::from_secs(5));
+        metrics.halt_verified("bots", "night", Duration::from_secs(5), Duration::from_secs(180));
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(value(&metrics, line), Some(65.0));
-        metrics.halt_verified("bots", "night", Duration::ZERO);
+        metrics.halt_verified("bots", "night", Duration::ZERO, Duration::from_secs(180));
+        let limit = r#"standfast_halt_verified_limit_seconds{namespace="bots",name="night"}"#;
+        assert_eq!(value(&metrics, limit), Some(180.0));
         assert_eq!(value(&metrics, line), Some(0.0));
         metrics.halt_gone("bots", "other");
         assert_eq!(value(&metrics, line), Some(0.0));

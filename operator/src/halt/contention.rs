@@ -27,7 +27,7 @@ use crate::{
 const SHOWN: Duration = Duration::from_secs(600);
 
 /// Who last set the size of a workload, of all that did.
-pub fn manager<'a>(fields: &'a [ManagedFieldsEntry], kind: WorkloadKind) -> Option<&'a str> {
+pub fn manager(fields: &[ManagedFieldsEntry], kind: WorkloadKind) -> Option<&str> {
     let field = match kind {
         WorkloadKind::CronJob => "f:suspend",
         WorkloadKind::Deployment | WorkloadKind::StatefulSet => "f:replicas",

@@ -52,6 +52,7 @@ use baseline::Registry;
 use decide::Effect;
 use latch::Latches;
 use memory::{Memory, Retry};
+pub use observe::PROOF_LIFE;
 
 /// The caches that controllers share.
 #[derive(Clone)]

@@ -38,7 +38,7 @@ use crate::{
 /// The longest that a list of pods may take.
 const LIST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long what was proven counts, when nothing is proven anew.
-const PROOF_LIFE: Duration = Duration::from_secs(180);
+pub const PROOF_LIFE: Duration = Duration::from_secs(180);
 /// A pod whose grace period is over for longer than this is not ending: its node may be cut off.
 const OVERDUE: i64 = 30;
 /// The longest that all reads of one venue may take in one look.
