@@ -48,7 +48,7 @@ test-alone:
 	@echo "== formatting, clippy, manifests and charts"
 	@$(MAKE) checks
 	@echo "== unit, property and control-plane tests"
-	@cargo build --locked --workspace --bins
+	@cargo build --locked --workspace --all-targets
 	@$(with_controlplane) cargo test --locked --workspace -- --skip kind::
 	@echo "== end-to-end tests on a cluster"
 	@$(MAKE) e2e-alone
@@ -118,7 +118,7 @@ export STANDFAST_PROFILE ?= release
 ifeq ($(STANDFAST_PROFILE),release)
 build_binaries := cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin paper-venue
 else
-build_binaries := cargo build --locked --workspace --bins
+build_binaries := cargo build --locked --workspace --all-targets
 endif
 
 images: ## Build the images of the operator and of the demo

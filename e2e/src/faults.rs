@@ -81,6 +81,11 @@ impl Fault {
         matches!(self, Self::CutBefore | Self::CutAfter)
     }
 
+    /// Whether the caller cannot know if the call took effect.
+    pub const fn leaves_the_outcome_open(self) -> bool {
+        matches!(self, Self::CutBefore | Self::CutAfter | Self::LostRequest | Self::LostReply)
+    }
+
     const fn has_effect(self) -> bool {
         matches!(self, Self::CutAfter | Self::LostReply)
     }
