@@ -1,6 +1,14 @@
 //! Who would start a halted bot again, and what comes of it.
 
-use anyhow::Result;
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingAdmissionPolicyBinding, autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::ConfigMap,
@@ -8,10 +16,13 @@ use k8s_openapi::api::{
 use kube::{Api, ResourceExt, api::DeleteParams};
 use serde_json::json;
 use standfast_crds::{
-    guardrails::LATCH_POLICY,
-    v1alpha1::{HaltPhase, TradingHaltStatus, halt_conditions as c},
+    guardrails::{self, LATCH_POLICY},
+    v1alpha1::{HaltPhase, ResumePhase, TradingHaltStatus, halt_conditions as c},
 };
-use standfast_e2e::world::KEY;
+use standfast_e2e::{
+    controlplane::apply_all,
+    world::{KEY, World},
+};
 
 use super::{message, rest, says, trading};
 use crate::plane::Alone;
@@ -66,6 +77,41 @@ async fn a_second_manager_that_gets_through_is_named_and_scaled_down_again() -> 
     Ok(())
 }
 
+/// Somebody does not give up, and the latch does not work.
+#[tokio::test]
+async fn a_manager_that_fights_again_and_again_ends_at_zero_each_time() -> Result<()> {
+    let alone = Alone::new().await?;
+    let world = alone.world("fights").await?;
+    world.bot("bot", 2).await?;
+    world.system(&["bot"], json!({})).await?;
+    let _operator = world.operator().await?;
+    world.halt("stale", json!({})).await?;
+    world.halted("stale").await?;
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(world.client.clone());
+    bindings.delete(LATCH_POLICY, &DeleteParams::default()).await?;
+    let told = |s: &TradingHaltStatus| s.evidence.entries.iter().filter(|e| e.event == "Contended").count();
+    let mut before = 0;
+    for round in 1..=5 {
+        // Another number each time, so that a record that follows the fight shows.
+        let raised = async || Ok(world.scale("bot", 2 + round, "argocd-controller").await.ok());
+        world.until("it gets through", raised).await?;
+        let seen =
+            |s: &TradingHaltStatus| told(s) > before && s.phase == HaltPhase::Halted && s.running_pods == Some(0);
+        let status = world.halt_until("stale", &format!("stopped again, round {round}"), seen).await?;
+        assert_eq!((world.replicas("bot").await?, world.pods("bot").await?.len()), (0, 0), "round {round}");
+        assert_eq!(says(&status, c::CONTENDED), ("True", "Raised"));
+        let text = "was raised by field manager argocd-controller under the halt, and is stopped again";
+        assert!(message(&status, c::CONTENDED).ends_with(text), "{}", message(&status, c::CONTENDED));
+        assert_eq!(status.workloads[0].replicas, Some(2), "round {round}");
+        before = told(&status);
+    }
+    apply_all(&world.client, guardrails::MANIFEST).await?;
+    world.resume("go-on", "stale").await?;
+    world.resume_in("go-on", ResumePhase::Completed).await?;
+    assert_eq!(world.replicas("bot").await?, 2);
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_autoscaler_is_left_alone_and_does_not_raise_a_halted_bot() -> Result<()> {
     let (world, _operator) = trading("hpa", 2, json!({})).await?;
@@ -90,6 +136,34 @@ async fn an_autoscaler_is_left_alone_and_does_not_raise_a_halted_bot() -> Result
     Ok(())
 }
 
+/// What the API server answers to somebody who tries to raise the bot without end.
+#[derive(Default)]
+struct Tries {
+    /// Refusals, in the order in which they came.
+    refusals: Mutex<Vec<String>>,
+    /// How often nobody answered.
+    unanswered: AtomicUsize,
+}
+
+impl Tries {
+    /// Ends when one gets through.
+    async fn go_on(&self, world: &World) {
+        loop {
+            match world.scale("bot", 2, "somebody").await {
+                Ok(()) => return,
+                Err(kube::Error::Api(status)) => self.refusals.lock().unwrap().push(status.message),
+                Err(_) => drop(self.unanswered.fetch_add(1, Ordering::SeqCst)),
+            }
+            // Only so that the others get on, too.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn by_the_latch(&self) -> usize {
+        self.refusals.lock().unwrap().iter().filter(|r| r.contains("prices are stale")).count()
+    }
+}
+
 #[tokio::test]
 async fn a_held_halt_outlives_a_restart_of_the_api_server() -> Result<()> {
     let alone = Alone::new().await?;
@@ -103,18 +177,23 @@ async fn a_held_halt_outlives_a_restart_of_the_api_server() -> Result<()> {
     alone.plane.kill_api_server()?;
     let id = world.venue.orders(KEY)[0].id.clone();
     world.venue.revive_order(KEY, &id).expect("revived");
-    alone.plane.start_api_server().await?;
-    // From its first answer on.
-    let refused = world.until("an answer", async || match world.scale("bot", 2, "somebody").await {
-        Err(kube::Error::Api(status)) => Ok(Some(status.message)),
-        Err(error) => Err(error.into()),
-        Ok(()) => anyhow::bail!("the latch let it through"),
-    });
-    let refused = refused.await?;
-    assert!(refused.contains("prices are stale"), "{refused}");
-    world
-        .until("the order is cancelled again", async || Ok(world.venue.open_orders(KEY).is_empty().then_some(())))
-        .await?;
+    let tries = Tries::default();
+    let restarted = async {
+        let nobody = || (tries.unanswered.load(Ordering::SeqCst) > 0).then_some(());
+        world.until("nobody answers", async || Ok(nobody())).await?;
+        assert_eq!(*tries.refusals.lock().unwrap(), Vec::<String>::new());
+        alone.plane.start_api_server().await?;
+        let cancelled = || world.venue.open_orders(KEY).is_empty().then_some(());
+        world.until("the order is cancelled again", async || Ok(cancelled())).await?;
+        let seen = tries.by_the_latch();
+        let more = || (tries.by_the_latch() > seen + 10).then_some(());
+        world.until("the latch refuses, again and again", async || Ok(more())).await
+    };
+    // From the first answer of the server on, none gets through.
+    tokio::select! {
+        () = tries.go_on(&world) => bail!("the latch let one through, after {:#?}", tries.refusals.lock().unwrap()),
+        done = restarted => done?,
+    }
     let status = world.halted("stale").await?;
     assert_eq!((status.workloads[0].replicas, world.replicas("bot").await?), (Some(2), 0));
     Ok(())
