@@ -1,10 +1,10 @@
 //! Resumes trading: the first procedure on the [engine](crate::engine).
 //!
 //! A TradingResume is looked at once when it appears: whether its halt can be released at all, and what will be done
-//! ([`plan`]). That is frozen in its status. Then its steps follow, in this order: the gates (guardrails, checks,
-//! position sync), the request for the release, which the halt's own controller carries out, the workloads, their
-//! readiness, the bot's own endpoint, the venues, and a last look. What a step does is in `steps`, `restore` and
-//! `venues`; what it decides is in [`gates`]; what the status says is in [`status`].
+//! ([`plan`]). That is frozen in its status. Then its steps follow, in this order: the gates (the proof of the
+//! halt, guardrails, checks, position sync), the request for the release, which the halt's own controller carries out,
+//! the workloads, their readiness, the bot's own endpoint, the venues, and a last look. What a step does is in `steps`,
+//! `restore` and `venues`; what it decides is in [`gates`]; what the status says is in [`status`].
 //!
 //! Halting always wins: workloads and venues that another halt holds stay stopped, and a halt that appears after the
 //! release ends the resume. There is no finalizer. A resume that is aborted after its release halts the system again;
