@@ -248,6 +248,9 @@ impl HaltReconciler {
         let observed = self.observe(&current, &status, &system, memory).await;
         let mut effects = decide::effects(&halt.spec, &policy, &observed.facts);
         effects.retain(|e| !matches!(e, Effect::Stop(..)));
+        // How a Job ended is recorded, also when nothing is left to cancel.
+        let cancelling = system.as_ref().map(|s| act::cancelling(&status, s)).unwrap_or_default();
+        effects.extend(cancelling.into_iter().filter(|e| !effects.contains(e)).collect::<Vec<_>>());
         if !effects.is_empty()
             && let Some(wait) = self.overtaken(&current).await
         {
