@@ -4,6 +4,7 @@ mod close;
 mod contention;
 mod deletion;
 mod ill;
+mod venues;
 mod workloads;
 
 use std::time::Duration;
