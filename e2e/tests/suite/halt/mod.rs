@@ -154,7 +154,7 @@ async fn s4_10_protective_orders_stay_and_the_others_go_one_by_one() -> Result<(
     let status = world.halted("stop").await?;
     assert_eq!((status.open_orders, status.kept_orders), (Some(0), Some(1)));
     let left: Vec<_> = world.venue.open_orders(KEY).into_iter().map(|o| o.id).collect();
-    assert_eq!(left, [stop.id.clone()]);
+    assert_eq!(left, std::slice::from_ref(&stop.id));
     let cancels = paths(&world.venue, "DELETE");
     assert!(cancels.iter().all(|p| p != "/v2/orders" && !p.ends_with(&stop.id)), "{cancels:?}");
     Ok(())
@@ -239,7 +239,8 @@ async fn s0_35_the_evidence_of_two_halts_is_one_chain_that_names_who_asked() -> 
 async fn two_halts_at_the_same_time_both_know_what_to_go_back_to() -> Result<()> {
     let (world, _operator) = trading("both", 3, json!({})).await?;
     let (one, two) = tokio::join!(world.halt("one", json!({})), world.halt("two", json!({})));
-    (one?, two?);
+    one?;
+    two?;
     let (one, two) = (world.halted("one").await?, world.halted("two").await?);
     assert_eq!((one.workloads[0].replicas, two.workloads[0].replicas), (Some(3), Some(3)));
     assert_eq!(world.latches().await?.len(), 2);
