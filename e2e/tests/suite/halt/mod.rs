@@ -10,11 +10,12 @@ mod workloads;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::{core::v1::Secret, events::v1::Event};
+use kube::api::ListParams;
 use serde_json::{Value, json};
 use standfast_crds::v1alpha1::{HaltPhase, TradingHaltStatus, condition, halt_conditions as c};
 use standfast_e2e::{
-    venue::{Behaviour, Decimal, NewOrder, PaperVenue, Side, bot::DemoBot},
+    venue::{Action, Behaviour, Decimal, Fault, NewOrder, PaperVenue, Side, bot::DemoBot},
     world::{KEY, Operator, SECRET, World},
 };
 use standfast_operator::halt::evidence;
@@ -232,6 +233,45 @@ async fn s0_35_the_evidence_of_two_halts_is_one_chain_that_names_who_asked() -> 
         assert!(events.contains(&event), "{event} is not in {events:?}");
     }
     assert_eq!((events[0], events[events.len() - 1]), ("Committed", "Released"));
+    Ok(())
+}
+
+/// S0-35
+#[tokio::test]
+async fn s0_35_every_entry_of_the_evidence_is_an_event_of_the_halt() -> Result<()> {
+    let world = world("events").await?;
+    world.bot("bot", 1).await?;
+    world.system(&["bot"], json!({})).await?;
+    let _operator = world.telling_operator().await?;
+    let ill = world.venue.fault(Fault::on("GET", "/v2/orders", Action::status(503)));
+    world.halt("stale", json!({})).await?;
+    world.halt_until("stale", "unverified", |s| s.phase == HaltPhase::Unverified).await?;
+    world.venue.remove_fault(ill);
+    world.halted("stale").await?;
+    world.resume("go-on", "stale").await?;
+    let status = world.halt_until("stale", "released", |s| s.phase == HaltPhase::Released).await?;
+    let written: Vec<_> = status.evidence.entries.iter().map(|e| (e.event.clone(), e.message.clone())).collect();
+    assert!(written.len() >= 10, "{written:#?}");
+    let told = async || {
+        let mut events = world.api::<Event>().list(&ListParams::default()).await?.items;
+        events.retain(|e| e.regarding.as_ref().is_some_and(|r| r.name.as_deref() == Some("stale")));
+        // A repetition is counted only, and shows the first text.
+        let missing: Vec<_> = written
+            .iter()
+            .filter(|(event, message)| {
+                let first = written.iter().find(|w| w.0 == *event).map(|w| &w.1);
+                let same = |e: &Event| e.reason.as_ref() == Some(event) && e.note.as_ref() == first;
+                Some(message) == first && !events.iter().any(same)
+            })
+            .collect();
+        ensure!(missing.is_empty(), "no Events of {missing:#?}");
+        Ok(Some(events))
+    };
+    let events = world.until("every entry is an Event", told).await?;
+    let warnings: Vec<_> = events.iter().filter(|e| e.type_.as_deref() == Some("Warning")).collect();
+    assert_eq!(warnings.iter().map(|e| e.reason.as_deref()).collect::<Vec<_>>(), [Some("Unverified")]);
+    let (_, said) = world.kubectl(&["events", "--for=tradinghalt/stale"], "").await?;
+    assert!(said.contains("Committed") && said.contains("prices are stale; requested by not recorded"), "{said}");
     Ok(())
 }
 
