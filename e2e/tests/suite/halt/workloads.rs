@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{Deployment, StatefulSet},
     batch::v1::{CronJob, Job},
     core::v1::Pod,
 };
@@ -14,7 +14,9 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
-use standfast_crds::v1alpha1::{HaltPhase, TradingHaltStatus, TradingSystem, halt_conditions as c};
+use standfast_crds::v1alpha1::{
+    HaltPhase, ResumePhase, TradingHaltStatus, TradingSystem, WorkloadKind, halt_conditions as c,
+};
 use standfast_e2e::world::World;
 
 use super::{message, says, trading};
@@ -138,4 +140,36 @@ async fn a_workload_that_is_added_under_the_halt_is_latched_too() -> Result<()> 
     assert!(refused.to_string().contains("prices are stale"), "{refused}");
     assert_eq!(says(&status, c::CONTENDED).0, "False", "{}", message(&status, c::CONTENDED));
     Ok(())
+}
+
+/// S1-16, S1-35
+#[tokio::test]
+async fn s1_16_a_stateful_set_is_stopped_held_and_brought_back() -> Result<()> {
+    let world = world("book").await?;
+    world
+        .create::<StatefulSet>(json!({"metadata": {"name": "book"}, "spec": {"replicas": 3, "serviceName": "book",
+            "selector": {"matchLabels": {"app": "book"}}, "template": {"metadata": {"labels": {"app": "book"}},
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "bot", "image": "bot"}]}}}}))
+        .await?;
+    let ready = async || {
+        let set = world.api::<StatefulSet>().get("book").await?;
+        Ok((set.status.and_then(|s| s.ready_replicas) == Some(3)).then_some(()))
+    };
+    world.until("three pods are ready", ready).await?;
+    let workloads = json!([{"kind": "StatefulSet", "name": "book", "role": "Trading"}]);
+    world.system(&[], json!({"workloads": workloads})).await?;
+    let _operator = world.operator().await?;
+    world.halt("stale", json!({})).await?;
+    let status = world.halted("stale").await?;
+    let record = &status.workloads[0];
+    assert_eq!((record.kind, record.name.as_str(), record.replicas), (WorkloadKind::StatefulSet, "book", Some(3)));
+    let size = async || anyhow::Ok(world.api::<StatefulSet>().get_scale("book").await?.spec.and_then(|s| s.replicas));
+    assert_eq!((size().await?.unwrap_or(0), world.pods("book").await?.len()), (0, 0));
+    let up = json!({"spec": {"replicas": 3}});
+    let refused = world.patch::<StatefulSet>("book", up).await.expect_err("the latch refuses");
+    assert!(refused.to_string().contains("prices are stale"), "{refused}");
+    world.resume("go-on", "stale").await?;
+    world.resume_in("go-on", ResumePhase::Completed).await?;
+    assert_eq!(size().await?, Some(3));
+    world.until("three pods are ready again", ready).await
 }
