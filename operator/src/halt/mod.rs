@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    runtime::{controller::Action, events::EventType},
+    runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use standfast_crds::v1alpha1::{
     ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
@@ -489,5 +489,9 @@ impl Reconcile for HaltReconciler {
             return self.look(&self.newest(&halt)).await;
         }
         self.look(&halt).await
+    }
+
+    async fn undecodable(&self, object: &ObjectRef<Guarded<TradingHalt>>, error: &str) {
+        self.events.unreadable(object.clone().into(), error);
     }
 }
