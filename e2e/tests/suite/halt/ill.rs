@@ -1,17 +1,31 @@
 //! Halts where something does not do what it should: pods, nodes, venues, and the TradingSystem itself.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
+use k8s_openapi::{
+    api::events::v1::Event, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+};
 use rstest::rstest;
 use serde_json::json;
-use standfast_crds::v1alpha1::{HaltPhase, TradingHaltStatus, TradingSystem, halt_conditions as c};
+use standfast_crds::v1alpha1::{
+    HaltPhase, ResumePhase, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, condition,
+    halt_conditions as c,
+};
 use standfast_e2e::{
-    controlplane::free_port,
+    controlplane::{free_port, install},
+    faults::Faults,
     venue::{Action, Fault},
     world::{KEY, SECRET},
 };
+use standfast_operator::client::Clients;
 
 use super::{message, rest, says, trading};
-use crate::plane::world;
+use crate::plane::{Alone, world};
 
 /// S1-29, S1-30
 #[tokio::test]
@@ -149,5 +163,79 @@ async fn a_venue_that_is_removed_under_the_halt_is_unknown_and_never_satisfied()
     assert_eq!(says(&status, c::ORDERS_CANCELLED), ("Unknown", "VenueRemoved"));
     let names: Vec<_> = status.venues.iter().map(|v| v.name.as_str()).collect();
     assert_eq!(names, ["alpaca", "other"], "venues only grow");
+    Ok(())
+}
+
+/// Watches die without a word, as where a firewall forgets a connection: a halt is noticed all the same, and so is what
+/// becomes of the workloads. Within 15 s is the aim.
+#[tokio::test]
+async fn a_halt_is_committed_within_seconds_although_every_watch_is_dead() -> Result<()> {
+    let world = world("deaf").await?;
+    world.bot("bot", 1).await?;
+    world.system(&["bot"], json!({})).await?;
+    let faults = Faults::new(None);
+    let layers = faults.operator();
+    let clients = move |plain: Client| Clients { watch: layers.watches(plain.clone()), ..Clients::same(&plain, 64) };
+    let _operator = world.operator_of(clients, |transport| transport).await?;
+    let all = ["tradingsystems", "tradinghalts", "tradingresumes", "deployments", "statefulsets", "cronjobs"];
+    let watched = || all.iter().all(|kind| faults.watched().contains(*kind)).then_some(());
+    world.until("everything is watched", async || Ok(watched())).await?;
+    faults.kill_watches();
+    let created = Instant::now();
+    world.halt("stale", json!({})).await?;
+    world.halt_until("stale", "committed", |s| s.times.committed_at.is_some()).await?;
+    let committed = created.elapsed();
+    world.halted("stale").await?;
+    eprintln!("with dead watches committed after {committed:?}, halted after {:?}", created.elapsed());
+    assert!(committed < Duration::from_secs(30), "committed only after {committed:?}");
+    Ok(())
+}
+
+/// An object of another version's schema, which this operator cannot read: it is told, and stops nobody else.
+#[tokio::test]
+async fn a_halt_that_cannot_be_read_is_told_and_left_alone_and_others_work() -> Result<()> {
+    let alone = Alone::new().await?;
+    let world = alone.world("odd").await?;
+    world.bot("bot", 2).await?;
+    world.system(&["bot"], json!({})).await?;
+    let crds: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+    let cancel = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/orders/properties/cancel/enum/-";
+    let wider = serde_json::from_value(json!([{"op": "add", "path": cancel, "value": "Everything"}]))?;
+    crds.patch("tradinghalts.standfast.dev", &PatchParams::default(), &Patch::Json::<()>(wider)).await?;
+    let halts: Api<DynamicObject> =
+        Api::namespaced_with(world.client.clone(), &world.namespace, &ApiResource::erase::<TradingHalt>(&()));
+    let spec = json!({"systemRef": {"name": "system"}, "reason": "odd", "orders": {"cancel": "Everything"}});
+    let odd = serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingHalt",
+        "metadata": {"name": "odd"}, "spec": spec}))?;
+    let stored = async || Ok(halts.create(&PostParams::default(), &odd).await.ok());
+    world.until("the wider schema is served", stored).await?;
+    install(&world.client).await?;
+
+    let _operator = world.telling_operator().await?;
+    world.halt("stale", json!({})).await?;
+    world.halted("stale").await?;
+    let told = async || {
+        let mut events = world.api::<Event>().list(&ListParams::default()).await?.items;
+        events.retain(|e| e.regarding.as_ref().is_some_and(|r| r.name.as_deref() == Some("odd")));
+        Ok(events.pop())
+    };
+    let event = world.until("it is told that it cannot be read", told).await?;
+    assert_eq!((event.type_.as_deref(), event.reason.as_deref()), (Some("Warning"), Some("Unreadable")));
+    let note = event.note.unwrap_or_default();
+    assert!(note.contains("Everything"), "it says why: {note}");
+    assert_eq!(halts.get("odd").await?.data.get("status"), None, "it is left alone");
+
+    // It might hold what is to be released.
+    world.resume("go-on", "stale").await?;
+    let waits = format!("TradingHalt {}/odd cannot be read, it may hold", world.namespace);
+    let says = |r: &TradingResume| {
+        let conditions = r.status.iter().flat_map(|s| s.conditions.clone()).collect::<Vec<_>>();
+        condition(&conditions, "Completed").is_some_and(|c| c.message.contains(&waits))
+    };
+    world.resume_until("go-on", "the resume waits", says).await?;
+    world.halted("stale").await?;
+    halts.delete("odd", &DeleteParams::default()).await?;
+    world.resume_in("go-on", ResumePhase::Completed).await?;
+    assert_eq!(world.replicas("bot").await?, 2);
     Ok(())
 }
