@@ -349,7 +349,7 @@ fn certificates(folder: &Path, port: u16) -> Result<()> {
 }
 
 /// Installs the CRDs and guardrails of this repository, and waits until they are served.
-async fn install(client: &Client) -> Result<()> {
+pub async fn install(client: &Client) -> Result<()> {
     let params = PatchParams::apply("e2e").force();
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     for crd in [TradingSystem::crd(), TradingHalt::crd(), TradingResume::crd()] {

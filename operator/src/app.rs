@@ -253,6 +253,7 @@ impl Warm {
             systems: caches.systems.clone(),
             halts: caches.halts.clone(),
             workloads: caches.workloads.clone(),
+            events: parts.events.clone(),
             trigger: systems.0.clone(),
         }));
         let (halt_caches, forgetting, rehalting) = (caches.halts.clone(), Arc::clone(&halting), Arc::clone(&resuming));

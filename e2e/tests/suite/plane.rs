@@ -4,7 +4,7 @@ use std::{env, fs::File, sync::Arc};
 
 use anyhow::Result;
 use standfast_e2e::{
-    controlplane::{ControlPlane, apply_all},
+    controlplane::{ControlPlane, install},
     folders,
     world::World,
 };
@@ -53,14 +53,14 @@ pub struct Alone {
 }
 
 impl Alone {
-    /// Waits for its turn. Whatever the test before did to the guardrails is undone.
+    /// Waits for its turn. Whatever the test before did to the CRDs and the guardrails is undone.
     pub async fn new() -> Result<Self> {
         static PLANE: OnceCell<Arc<ControlPlane>> = OnceCell::const_new();
         static TURN: Mutex<()> = Mutex::const_new(());
         tell_where_logs_are()?;
         let turn = TURN.lock().await;
         let plane = PLANE.get_or_try_init(start).await?;
-        apply_all(&plane.client().await?, standfast_crds::guardrails::MANIFEST).await?;
+        install(&plane.client().await?).await?;
         Ok(Self { plane: Arc::clone(plane), _turn: turn })
     }
 

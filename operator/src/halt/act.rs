@@ -458,6 +458,13 @@ pub(super) fn running(status: &TradingHaltStatus, effect: &Effect) -> bool {
     status.actions.iter().any(|a| a.name == name && a.external_ref.is_some())
 }
 
+/// The cancels that Jobs are carrying out at the moment.
+pub(super) fn cancelling(status: &TradingHaltStatus, system: &TradingSystem) -> Vec<Effect> {
+    let venues = system.spec.venues.iter();
+    let all = venues.flat_map(|v| (0..v.cancel_orders.len()).map(|n| Effect::CancelAll(v.name.clone(), n)));
+    all.filter(|effect| running(status, effect)).collect()
+}
+
 pub(super) fn done(message: &str) -> Outcome {
     Outcome { state: ActionState::Done, message: message.into() }
 }

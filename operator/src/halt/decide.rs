@@ -373,7 +373,7 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
     let unknown = [&workloads, &orders, &positions].into_iter().find(|v| v.1 == "Unknown").cloned();
     let verified = match (&unknown, &facts.system) {
         (Some(v), _) => (c::VERIFIED, "Unknown", v.2, v.3.clone()),
-        (None, Err(why)) => (c::VERIFIED, "Unknown", "SystemUnreadable", why.clone()),
+        (None, Err(why)) => (c::VERIFIED, "Unknown", SYSTEM_UNREADABLE, why.clone()),
         (None, Ok(())) => (c::VERIFIED, "True", "ReadBack", "everything that is said here was read back".into()),
     };
     let done = |v: &Verdict| v.1 == "True";
@@ -406,6 +406,7 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
 
 /// Reason of `OrdersCancelled` when it was proven that none is open.
 pub const ZERO_ORDERS: &str = "ZeroOrders";
+const SYSTEM_UNREADABLE: &str = "SystemUnreadable";
 const NOT_ALLOWED: &str = "NotAllowed";
 const PODS_LATE: &str = "PodsStillRunning";
 const NODE_UNREACHABLE: &str = "NodeUnreachable";
@@ -441,6 +442,9 @@ fn orders(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict
     let verdict = |status, reason, message| (c::ORDERS_CANCELLED, status, reason, message);
     if spec.orders.cancel == CancelOrders::None {
         return verdict("True", "NotRequested", "open orders are kept, as the halt asks".into());
+    }
+    if let Err(why) = &facts.system {
+        return verdict("Unknown", SYSTEM_UNREADABLE, why.clone());
     }
     if facts.venues.is_empty() {
         let message = "the TradingSystem names no venue: whether orders are open is not known";
@@ -497,6 +501,10 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
     let verdict = |status, reason, message| (c::POSITIONS_CLOSED, status, reason, message);
     if spec.positions.action == PositionAction::Keep {
         return verdict("True", "NotRequested", "positions are kept, as the halt asks".into());
+    }
+    // Whether closing is allowed is not known either.
+    if let Err(why) = &facts.system {
+        return verdict("Unknown", SYSTEM_UNREADABLE, why.clone());
     }
     if !closing_allowed(spec, policy) {
         if let Some(venue) = facts.venues.iter().find(|v| v.close_intended) {

@@ -126,6 +126,7 @@ fn what_is_proven_is_halted_and_left_alone() {
 #[case::a_job_has_not_answered_yet(|f: &mut Facts| { f.venues[0].orders = Some(Err("not yet".into())); f.venues[0].orders_awaited = true }, HaltPhase::Verifying, c::ORDERS_CANCELLED, "False", "Verifying")]
 #[case::what_is_open_may_be_a_close(|f: &mut Facts| { f.venues[0].orders = Some(Ok(Orders { closing: 1, ..Orders::default() })); f.venues[0].positions = Some(Err("500".into())) }, HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "PositionsNotRead")]
 #[case::the_system_is_gone(|f: &mut Facts| f.system = Err("not found".into()), HaltPhase::Unverified, c::VERIFIED, "Unknown", "SystemUnreadable")]
+#[case::the_system_is_gone_and_its_venues_with_it(|f: &mut Facts| { f.system = Err("not found".into()); f.venues[0].offers.removed = true }, HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "SystemUnreadable")]
 fn a_doubt_is_never_halted(
     #[case] doubt: fn(&mut Facts),
     #[case] phase: HaltPhase,
@@ -168,6 +169,15 @@ fn s0_34_positions_are_closed_only_where_the_policy_allows_it(
     assert_eq!((judgement.phase, found.1, found.2), (phase, status, reason));
     let closes = effects(&spec, &policy(allowed), &facts).iter().any(Effect::needs_intent);
     assert_eq!(closes, allowed);
+}
+
+/// The policy is gone with the system: it is not taken for one that forbids closing.
+#[test]
+fn without_its_system_nobody_knows_whether_positions_may_be_closed() {
+    let facts = Facts { system: Err("not found".into()), ..proven() };
+    let judgement = judge(&spec(CancelOrders::All, PositionAction::CloseAll), &policy(false), &facts);
+    let found = judgement.conditions.iter().find(|v| v.0 == c::POSITIONS_CLOSED).unwrap();
+    assert_eq!((judgement.phase, found.1, found.2), (HaltPhase::Unverified, "Unknown", "SystemUnreadable"));
 }
 
 /// When a close may be sent: not while anything runs, not while an order holds the quantity, not twice.

@@ -111,6 +111,12 @@ impl Memory {
         }
     }
 
+    /// Whether each of so many requests that cancel all orders of a venue was begun after everything had stopped.
+    pub fn cancelled_after_stop(&self, venue: &str, requests: usize) -> bool {
+        let begun = |n: usize| self.venues.get(venue).and_then(|v| v.cancels.get(&n));
+        self.stopped_since.is_some_and(|since| (0..requests).all(|n| begun(n).is_some_and(|at| *at >= since)))
+    }
+
     /// Whether the latch is due for a trial: at once while it is not proven, then every minute.
     pub fn latch_due(&self, now: Instant) -> bool {
         match &self.latch {
@@ -241,6 +247,19 @@ mod tests {
         assert_eq!(venue.flat, 0);
         venue.note_positions(&positions(&[]), true, false);
         assert_eq!(venue.flat, 0, "read while an order could still be filled");
+    }
+
+    #[test]
+    fn every_request_that_cancels_is_begun_after_the_stop() {
+        let (before, now) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let mut memory = Memory::new(before);
+        assert!(!memory.cancelled_after_stop("v", 0), "pods run");
+        memory.note_stopped(true, now);
+        assert!(memory.cancelled_after_stop("v", 0), "none is needed");
+        assert!(!memory.cancelled_after_stop("v", 1));
+        let cancels = [(0, now), (1, before)].into();
+        memory.venues.insert("v".into(), VenueMemory { cancels, ..VenueMemory::default() });
+        assert_eq!([1, 2, 3].map(|n| memory.cancelled_after_stop("v", n)), [true, false, false]);
     }
 
     #[test]

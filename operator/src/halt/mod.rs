@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    runtime::{controller::Action, events::EventType},
+    runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use standfast_crds::v1alpha1::{
     ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
@@ -248,6 +248,9 @@ impl HaltReconciler {
         let observed = self.observe(&current, &status, &system, memory).await;
         let mut effects = decide::effects(&halt.spec, &policy, &observed.facts);
         effects.retain(|e| !matches!(e, Effect::Stop(..)));
+        // How a Job ended is recorded, also when nothing is left to cancel.
+        let cancelling = system.as_ref().map(|s| act::cancelling(&status, s)).unwrap_or_default();
+        effects.extend(cancelling.into_iter().filter(|e| !effects.contains(e)).collect::<Vec<_>>());
         if !effects.is_empty()
             && let Some(wait) = self.overtaken(&current).await
         {
@@ -486,5 +489,9 @@ impl Reconcile for HaltReconciler {
             return self.look(&self.newest(&halt)).await;
         }
         self.look(&halt).await
+    }
+
+    async fn undecodable(&self, object: &ObjectRef<Guarded<TradingHalt>>, error: &str) {
+        self.events.unreadable(object.clone().into(), error);
     }
 }

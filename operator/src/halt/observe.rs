@@ -43,7 +43,7 @@ pub const PROOF_LIFE: Duration = Duration::from_secs(180);
 const OVERDUE: i64 = 30;
 /// The longest that all reads of one venue may take in one look.
 const READS: Duration = Duration::from_secs(8);
-/// How long a Job that reads waits for the last pod to go.
+/// How long a Job that reads waits for the last pod to go, and for the cancel after that.
 const JOB_PATIENCE: Duration = Duration::from_secs(60);
 /// The same for the first counts: the first wave is recorded after them.
 const FIRST_READS: Duration = Duration::from_secs(3);
@@ -201,8 +201,11 @@ impl HaltReconciler {
         let reads = join_all(venues.iter().map(|venue| async {
             match venue {
                 Some(venue) => {
-                    // What a Job says counts only if it began after the last pod was gone, and it is not soon repeated.
-                    let begin = stopped || facts.elapsed > JOB_PATIENCE;
+                    // What a Job says counts only if it began after the last pod was gone and orders were cancelled
+                    // once more, and it is not soon repeated.
+                    let cancels = cancels_needed(halt, venue, act::close_attempts(status, &venue.name) > 0);
+                    let settled = memory.cancelled_after_stop(&venue.name, cancels);
+                    let begin = settled || facts.elapsed > JOB_PATIENCE;
                     let jobs = (&memory.job_reads, begin);
                     Some(self.read_venue_in_time(&namespace, halt, venue, jobs, READS).await)
                 }
@@ -222,7 +225,10 @@ impl HaltReconciler {
             let before = status.venues.iter().find(|v| v.name == name).cloned().unwrap_or_default();
             let others = Others::at(&name, &halts, halt, &policy);
             as_of = read.as_ref().map_or(as_of, |read| as_of.min(read.as_of()));
-            let (fact, status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, (stopped, others));
+            let (fact, mut status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, (stopped, others));
+            if let Err(why) = system {
+                status.last_error = Some(shorten(why));
+            }
             facts.venues.push(fact);
             shown.push(status);
         }
@@ -480,6 +486,13 @@ impl HaltReconciler {
     }
 }
 
+/// How many requests have to cancel the orders of a venue after everything stopped.
+fn cancels_needed(halt: &TradingHalt, venue: &Venue, close_intended: bool) -> usize {
+    // Orders of our own closing are not to be cancelled.
+    let all = halt.spec.orders.cancel == CancelOrders::All && !close_intended;
+    if all { venue.cancel_orders.len() } else { 0 }
+}
+
 /// How long a proof counts: three minutes; where Jobs read, until the next one should have answered.
 fn life(venues: &[Option<Venue>]) -> SignedDuration {
     let venues = || venues.iter().flatten();
@@ -520,12 +533,9 @@ fn judge_venue(
         .map(|r| r.as_ref().map(|o| sort(o, cancel, close_intended, held.as_deref())).map_err(Clone::clone));
     let positions = read.positions.as_ref().map(|r| r.as_ref().map(open).map_err(Clone::clone));
     let stopped_since = memory.stopped_since;
+    let cancels = cancels_needed(halt, venue, close_intended);
+    let cancelled_after_stop = cancels == 0 || memory.cancelled_after_stop(&name, cancels);
     let remembered = memory.venues.entry(name.clone()).or_default();
-    let needs_cancel = cancel == CancelOrders::All && !venue.cancel_orders.is_empty() && !close_intended;
-    let cancelled_after_stop = !needs_cancel
-        || stopped_since.is_some_and(|since| {
-            (0..venue.cancel_orders.len()).all(|n| remembered.cancels.get(&n).is_some_and(|at| *at >= since))
-        });
     // The answer of a Job is counted once, and only if the Job began after the last pod was gone.
     let after_stop = |from: &Source| stopped && stopped_since.is_some_and(|since| from.begun.0 >= since);
     // Before that a fill may still change them: what is closed by quantity would be closed too far.

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
-    CheckState, CheckStatus, HaltPhase, HaltSummary, Problem, TradingHalt, TradingSystem, TradingSystemStatus,
-    WorkloadKind, WorkloadStatus, condition, set_condition, shorten,
+    CheckState, CheckStatus, HaltSummary, Problem, TradingHalt, TradingSystem, TradingSystemStatus, WorkloadKind,
+    WorkloadStatus, condition, set_condition, shorten,
 };
 
 use super::{
@@ -157,7 +157,7 @@ pub(super) fn halt_summary(halts: &[TradingHalt], now: Timestamp) -> HaltSummary
     if holding.is_empty() {
         return HaltSummary { halted: "No".into(), by: None, since: None };
     }
-    let proven = holding.iter().all(|h| proven_until(h).is_some_and(|until| now < until));
+    let proven = holding.iter().all(|h| held::proven_until(h).is_some_and(|until| now < until));
     let names: Vec<_> = holding.iter().map(|h| h.name_any()).collect();
     let since = holding.iter().filter_map(|h| {
         let times = &h.status.as_ref()?.times;
@@ -171,15 +171,9 @@ pub(super) fn halt_summary(halts: &[TradingHalt], now: Timestamp) -> HaltSummary
     }
 }
 
-/// Until when a halt counts as proven.
-fn proven_until(halt: &TradingHalt) -> Option<Timestamp> {
-    let status = halt.status.as_ref().filter(|s| s.phase == HaltPhase::Halted)?;
-    status.verified_until.as_ref().map(|t| t.0)
-}
-
 /// When the summary of these halts changes by the passing of time alone.
 pub(super) fn summary_expires(halts: &[TradingHalt], now: Timestamp) -> Option<Duration> {
-    let ends = halts.iter().filter(|h| held::holds(h)).filter_map(proven_until).filter(|until| *until > now);
+    let ends = halts.iter().filter(|h| held::holds(h)).filter_map(held::proven_until).filter(|until| *until > now);
     ends.min().and_then(|until| Duration::try_from(until.duration_since(now)).ok())
 }
 

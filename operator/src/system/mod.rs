@@ -24,7 +24,11 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use kube::{Api, Client, ResourceExt, api::PostParams, runtime::controller::Action};
+use kube::{
+    Api, Client, ResourceExt,
+    api::PostParams,
+    runtime::{controller::Action, reflector::ObjectRef},
+};
 use standfast_crds::v1alpha1::{TradingHalt, TradingSystem, TradingSystemStatus};
 
 use self::{
@@ -37,6 +41,7 @@ use crate::{
     cache::Cache,
     calls::Caller,
     controller::{Failure, Guarded, Reconcile, Trigger},
+    events::Events,
     guardrails::Guardrails,
     outbound::Transport,
     workloads::{View, Workloads},
@@ -80,6 +85,8 @@ pub struct Parts {
     pub halts: Cache<Guarded<TradingHalt>>,
     /// Workloads.
     pub workloads: Workloads,
+    /// Kubernetes Events.
+    pub events: Events,
     /// Asks for a reconcile when an answer came.
     pub trigger: Trigger<Guarded<TradingSystem>>,
 }
@@ -125,6 +132,10 @@ impl Reconcile for SystemReconciler {
         }
         let lagging = old != Some(&status);
         Ok(Action::requeue(if lagging { wait.min(decide::RECONSIDER) } else { wait }))
+    }
+
+    async fn undecodable(&self, object: &ObjectRef<Guarded<TradingSystem>>, error: &str) {
+        self.parts.events.unreadable(object.clone().into(), error);
     }
 }
 

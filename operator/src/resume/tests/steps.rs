@@ -9,6 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Client, client::Body};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -172,6 +173,26 @@ async fn nothing_is_released_without_guardrails() {
         let seen = find(&cx, name).observe(&StepStatus::default()).await;
         assert!(matches!(&seen, Observation::InProgress(why) if why.contains("not found")), "{name}: {seen:?}");
     }
+}
+
+/// The proof of a halt counts for another minute.
+fn proven_now() -> Value {
+    json!({"verifiedUntil": (Timestamp::now() + SignedDuration::from_mins(1)).to_string()})
+}
+
+#[rstest]
+#[case::proven(Some(vec![halt("stale", BORN - 60, proven_now())]), "Done")]
+#[case::not_proven(Some(vec![halt("stale", BORN - 60, json!({"phase": "Fencing"}))]), "InProgress")]
+#[case::not_known(None, "InProgress")]
+#[case::released_by_another(Some(vec![halt("stale", BORN - 60, released_by("other"))]), "Failed")]
+#[case::gone(Some(vec![]), "Failed")]
+#[tokio::test]
+async fn the_halt_is_proven_before_anything_is_asked(#[case] halts: Option<Vec<TradingHalt>>, #[case] expected: &str) {
+    let cx = context(halts, &Arc::default());
+    let first = procedure(&cx).into_iter().flatten().next().unwrap();
+    assert_eq!(first.definition().name, step::HALTED);
+    let seen = first.observe(&StepStatus::default()).await;
+    assert!(format!("{seen:?}").starts_with(expected), "{seen:?}");
 }
 
 #[rstest]
