@@ -92,24 +92,36 @@ pub async fn ensure_job(
     env: &Environment,
     deadline: Duration,
 ) -> Result<JobState, JobError> {
+    if let Some(state) = job_state(client, namespace, name, owner).await? {
+        return Ok(state);
+    }
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
     let what = format!("Job {namespace}/{name}");
-    if let Some(found) = call(&what, "read", api.get_opt(name)).await? {
-        return state(client, namespace, owner, &found).await;
-    }
     check_secrets(client, namespace, action).await?;
     let wanted = job(name, owner, action, env, deadline);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     match timeout(DEADLINE, api.create(&params, &wanted)).await {
         Ok(Ok(_)) => Ok(JobState::Running),
         Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => {
-            match call(&what, "read", api.get_opt(name)).await? {
-                Some(found) => state(client, namespace, owner, &found).await,
-                None => Err(JobError::Failed(format!("{what} came and went: it is tried again"))),
-            }
+            let there = job_state(client, namespace, name, owner).await?;
+            there.ok_or_else(|| JobError::Failed(format!("{what} came and went: it is tried again")))
         }
         Ok(Err(error)) => Err(JobError::of(&what, "created", error)),
         Err(_) => Err(JobError::Failed(format!("{what} was not created within {DEADLINE:?}"))),
+    }
+}
+
+/// How far the Job is, if there is one. Creates nothing.
+pub async fn job_state(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    owner: &OwnerReference,
+) -> Result<Option<JobState>, JobError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    match call(&format!("Job {namespace}/{name}"), "read", api.get_opt(name)).await? {
+        Some(found) => state(client, namespace, owner, &found).await.map(Some),
+        None => Ok(None),
     }
 }
 
@@ -142,15 +154,31 @@ pub async fn delete_job(client: &Client, namespace: &str, name: &str, owner: &Ow
     if !owned(&found.metadata, owner) {
         return Ok(());
     }
+    delete(&api, &what, &found).await
+}
+
+/// Deletes all Jobs of `owner` that have not ended, with their Pods: what they are for is not wanted any more. Those that
+/// have ended stay, for people to look at.
+pub async fn stop_jobs(client: &Client, namespace: &str, owner: &OwnerReference) -> Result<(), JobError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let params = ListParams::default().labels(&format!("{JOB_LABEL}=true"));
+    let what = format!("the list of Jobs of {} {namespace}/{}", owner.kind, owner.name);
+    let jobs = call(&what, "read", api.list(&params)).await?.items;
+    let (api, what) = (&api, |job: &Job| format!("Job {namespace}/{}", job.name_any()));
+    let running = jobs.iter().filter(|job| owned(&job.metadata, owner) && end(job).is_none());
+    try_join_all(running.map(|job| async move { delete(api, &what(job), job).await })).await.map(drop)
+}
+
+async fn delete(api: &Api<Job>, what: &str, found: &Job) -> Result<(), JobError> {
     let params = DeleteParams {
         propagation_policy: Some(PropagationPolicy::Background),
         preconditions: Some(Preconditions { uid: found.uid(), resource_version: None }),
         ..DeleteParams::default()
     };
-    match timeout(DEADLINE, api.delete(name, &params)).await {
+    match timeout(DEADLINE, api.delete(&found.name_any(), &params)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
-        Ok(Err(error)) => Err(JobError::of(&what, "deleted", error)),
+        Ok(Err(error)) => Err(JobError::of(what, "deleted", error)),
         Err(_) => Err(JobError::Failed(format!("{what} was not deleted within {DEADLINE:?}"))),
     }
 }

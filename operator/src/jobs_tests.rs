@@ -273,6 +273,13 @@ async fn a_foreign_job_is_left_alone() {
 }
 
 #[tokio::test]
+async fn looking_at_a_job_that_is_gone_makes_none() {
+    let (client, seen) = cluster(|_, _| not_found());
+    assert_eq!(job_state(&client, "trading", "cancel-1", &owner()).await, Ok(None));
+    assert_eq!(seen.lock().unwrap().iter().map(|(what, _)| what.as_str()).collect::<Vec<_>>(), [GET]);
+}
+
+#[tokio::test]
 async fn a_job_of_ours_is_deleted_by_uid() {
     let (client, seen) = cluster(|what, _| match what {
         GET => (200, existing("halt-uid", json!([]))),
@@ -283,6 +290,37 @@ async fn a_job_of_ours_is_deleted_by_uid() {
     assert!(seen[1].0.starts_with("DELETE"), "{seen:?}");
     assert_eq!(seen[1].1["preconditions"]["uid"], "job-uid");
     assert_eq!(seen[1].1["propagationPolicy"], "Background");
+}
+
+#[tokio::test]
+async fn only_own_jobs_that_have_not_ended_are_stopped() {
+    let (client, seen) = cluster(|what, _| {
+        let job = |name: &str, owner: &str, conditions| {
+            let mut job = existing(owner, conditions);
+            job["metadata"]["name"] = name.into();
+            job
+        };
+        let done = |type_: &str| json!([{"type": type_, "status": "True"}]);
+        let items = [
+            job("running", "halt-uid", json!([])),
+            job("foreign", "other-uid", json!([])),
+            job("complete", "halt-uid", done("Complete")),
+            job("failed", "halt-uid", done("Failed")),
+            job("suspended", "halt-uid", done("Suspended")),
+        ];
+        if what.starts_with("GET") {
+            return (200, json!({"kind": "JobList", "apiVersion": "batch/v1", "metadata": {}, "items": items}));
+        }
+        // Gone by itself in between.
+        if what.contains("suspended") { not_found() } else { (200, json!({"kind": "Status", "status": "Success"})) }
+    });
+    stop_jobs(&client, "trading", &owner()).await.unwrap();
+    let seen = seen.lock().unwrap();
+    let what: Vec<_> = seen.iter().map(|(what, _)| what.trim_end_matches('?')).collect();
+    let jobs = "/apis/batch/v1/namespaces/trading/jobs";
+    let list = format!("GET {jobs}?&labelSelector=standfast.dev%2Fjob%3Dtrue");
+    assert_eq!(what, [list, format!("DELETE {jobs}/running"), format!("DELETE {jobs}/suspended")]);
+    assert_eq!(seen[1].1["preconditions"]["uid"], "job-uid");
 }
 
 #[rstest]

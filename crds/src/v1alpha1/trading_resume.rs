@@ -149,12 +149,16 @@ pub struct TradingResumeStatus {
     pub current_step: Option<String>,
     /// The journal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 128))]
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
     pub steps: Vec<StepStatus>,
     /// Asks the halt's controller to release the halt. Written once, when every gate has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_requested_at: Option<MicroTime>,
+    /// Workloads that were brought back, as `Deployment bot`: whoever stops one afterwards is not undone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    pub restored: Vec<String>,
     /// Jobs that the halt suspended and that nobody resumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

@@ -57,6 +57,8 @@ pub enum Decision {
         steps: Vec<StepStatus>,
         /// The steps whose intent is new.
         begin: Vec<String>,
+        /// Nothing moved: there is only something new to say, and nothing more to do for so long.
+        wait: Option<Duration>,
     },
     /// Nothing for so long.
     Wait(Duration),
@@ -95,13 +97,18 @@ pub fn decide(
         .find_map(|state| judged.iter().find(|(_, _, e)| e.state == state).and_then(|(d, _, _)| ended(d, state)));
     let hold = over.is_some() || controls.paused;
 
-    let (mut ask, mut begin, mut changed, mut wait, mut open) = (vec![], vec![], vec![], None::<Duration>, false);
+    let (mut ask, mut begin, mut changed, mut said) = (vec![], vec![], vec![], vec![]);
+    let (mut wait, mut open) = (None::<Duration>, false);
     for (definition, verdict, entry) in judged {
         open |= entry.state == StepState::Running;
         match verdict {
             Verdict::Final => {}
             Verdict::Ask => ask.push(definition.name.clone()),
             Verdict::Change(new) => changed.push(new),
+            Verdict::Say(new, time) => {
+                said.push(new);
+                wait = Some(wait.map_or(time, |w| w.min(time)));
+            }
             Verdict::Wait(time) => {
                 // What is only to be tried again later does not matter any more when nothing is begun.
                 if entry.state == StepState::Running || !hold {
@@ -115,7 +122,8 @@ pub fn decide(
     if !ask.is_empty() {
         return Decision::Observe(ask);
     }
-    if changed.is_empty() && begin.is_empty() {
+    let moved = !changed.is_empty() || !begin.is_empty();
+    if !moved && said.is_empty() {
         return match (over, open) {
             (Some(end), false) => Decision::Ended(end),
             (None, false) if controls.paused => Decision::Paused,
@@ -124,16 +132,18 @@ pub fn decide(
     }
     let names = begin.iter().map(|e| e.name.clone()).collect();
     let mut steps: Vec<_> = waves.iter().flatten().map(|d| entry(journal, &d.name)).collect();
-    for new in changed.into_iter().chain(begin) {
+    for new in changed.into_iter().chain(begin).chain(said) {
         steps.iter_mut().filter(|e| e.name == new.name).for_each(|e| *e = new.clone());
     }
-    Decision::Record { steps, begin: names }
+    Decision::Record { steps, begin: names, wait: wait.filter(|_| !moved) }
 }
 
 enum Verdict {
     Final,
     Ask,
     Change(StepStatus),
+    /// Under way as before: what is new is said, and it is asked again later.
+    Say(StepStatus, Duration),
     Wait(Duration),
     Begin,
 }
@@ -180,6 +190,7 @@ fn judge(
         Observation::Done(text) => settled(StepState::Succeeded, text),
         Observation::NotNeeded(text) => settled(StepState::Skipped, text),
         Observation::Failed(text) => settled(StepState::Failed, text),
+        Observation::Indeterminate(text) => settled(StepState::Indeterminate, text),
         Observation::InProgress(text) => match late(definition, entry, now) {
             Some(why) if definition.repeatable => settled(StepState::Failed, &because(why, Some(text))),
             Some(why) => settled(StepState::Indeterminate, &because(why, Some(text))),
@@ -284,10 +295,10 @@ fn finish(entry: &StepStatus, state: StepState, text: String, now: Timestamp) ->
     StepStatus { state, finished_at: Some(MicroTime(now)), deadline: None, message, ..entry.clone() }
 }
 
-/// Still under way: recorded only when there is something new to say.
+/// Still under way: recorded only when there is something new to say. A message that holds a time is new at every look.
 fn note(new: StepStatus, entry: &StepStatus, text: &str, interval: Duration) -> Verdict {
     let new = StepStatus { message: Some(shorten(text)).filter(|t| !t.is_empty()), ..new };
-    if new == *entry { Verdict::Wait(interval) } else { Verdict::Change(new) }
+    if new == *entry { Verdict::Wait(interval) } else { Verdict::Say(new, interval) }
 }
 
 /// Why the step's time is over, if it is.

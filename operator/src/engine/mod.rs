@@ -45,6 +45,9 @@ pub struct Definition {
     pub name: String,
     /// Whether its effect may happen more than once without harm.
     pub repeatable: bool,
+    /// Its call is begun only while the lease outlasts it: what undoes a halt must not come late, when another leader has
+    /// halted again. So it is with all that may not be repeated.
+    pub within_lease: bool,
     /// The longest that one [`Step::observe`] may take.
     pub look: Duration,
     /// The longest that one [`Step::act`] may take. It is cut off after it, with an unknown outcome.
@@ -64,6 +67,7 @@ impl Definition {
         Self {
             name: name.into(),
             repeatable: true,
+            within_lease: false,
             look: Duration::from_secs(4),
             call: Duration::from_secs(4),
             timeout: None,
@@ -88,6 +92,8 @@ pub enum Observation {
     Unknown(String),
     /// It will never be as it should be.
     Failed(String),
+    /// It can never be told.
+    Indeterminate(String),
 }
 
 /// What became of a call.

@@ -16,6 +16,10 @@ use super::{
 /// How often a result is recorded again when something else of the object was changed in between.
 const RECORD_TRIES: usize = 4;
 
+/// How long one write of a journal may take. None is begun that the lease may not outlast: what another leader wrote
+/// would be decided over.
+const WRITE: Duration = Duration::from_secs(4);
+
 /// Why a journal was not read or written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
@@ -121,13 +125,11 @@ pub async fn advance(
         Decision::Paused => Ok(Advance::Paused),
         Decision::Superseded => Err(RunError::NotAllowed("a newer leader is at work on this run".into())),
         Decision::Ended(end) => Ok(Advance::Ended(end)),
-        Decision::Record { steps: intents, begin } => {
-            if !begin.is_empty() {
-                term.allows(Duration::ZERO).map_err(RunError::NotAllowed)?;
-            }
+        Decision::Record { steps: intents, begin, wait } => {
+            term.allows(WRITE).map_err(RunError::NotAllowed)?;
             record_intents(journal, &intents, &begin).await?;
             if begin.is_empty() {
-                return Ok(Advance::Moved);
+                return Ok(wait.map_or(Advance::Moved, Advance::Wait));
             }
             let acting = steps(procedure, &waves, &begin).map(|(step, definition)| {
                 let entry = entry(&intents, &definition.name);
@@ -175,11 +177,12 @@ async fn act(step: &dyn Step, definition: &Definition, entry: &StepStatus, term:
         Observation::NotNeeded(text) => return Acted::NotNeeded(text),
         Observation::Failed(text) => return Acted::Failed(text),
         Observation::InProgress(message) => return Acted::Started { message, external_ref: None },
+        Observation::Indeterminate(text) => return Acted::Unknown(text),
         // Nothing of this attempt was called, and no attempt before it had an effect.
         Observation::NotDone(_) | Observation::Unknown(_) => {}
     }
-    // What may be repeated does no harm when it comes late.
-    let needed = if definition.repeatable { Duration::ZERO } else { definition.call };
+    let late = definition.repeatable && !definition.within_lease;
+    let needed = if late { Duration::ZERO } else { definition.call };
     if let Err(why) = term.allows(needed) {
         return Acted::Again(why);
     }

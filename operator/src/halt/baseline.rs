@@ -1,18 +1,24 @@
 //! What a workload goes back to when it is released.
 //!
-//! Each halt keeps its own copy. A workload that is already held by another halt, or not yet restored by an unfinished
-//! resume, stands at zero for that reason: its record is inherited, never the number it has now.
+//! Each halt keeps its own copy. A workload that is already held by another halt, or that the resume which released it
+//! has not brought back, stands at zero for that reason: its record is inherited, never the number it has now.
 
 use std::{
+    cell::LazyCell,
     collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
-use standfast_crds::v1alpha1::{LatchedWorkload, ResumePhase, TradingHalt, TradingResume, WorkloadKind};
+use k8s_openapi::jiff::Timestamp;
+use standfast_crds::v1alpha1::{LatchedWorkload, StepState, TradingHalt, TradingResume, WorkloadKind};
 
 use crate::{
     held,
-    resume::BASELINES_FROM,
+    resume::{
+        BASELINES_FROM, plan_workloads,
+        status::{self, step},
+        workload_name,
+    },
     scale::Size,
     workloads::{Key, View},
 };
@@ -65,14 +71,40 @@ pub fn correct(workloads: &mut [LatchedWorkload], found: &[(Key, Size)]) -> bool
     wrong
 }
 
-/// The record of a workload that a resume released and has not brought back.
-fn unrestored(resume: &TradingResume, kind: WorkloadKind, name: &str) -> Option<LatchedWorkload> {
+/// What one resume released.
+struct Released<'a> {
+    at: Timestamp,
+    halt: &'a str,
+    /// All of it was brought back that had to be, or these.
+    restored: bool,
+    names: &'a [String],
+    workloads: Vec<LatchedWorkload>,
+}
+
+/// What a resume released, unless its request came to nothing.
+fn released(resume: &TradingResume) -> Option<Released<'_>> {
     let status = resume.status.as_ref()?;
-    if status.phase == ResumePhase::Completed || status.release_requested_at.is_none() {
-        return None;
-    }
-    let plan = serde_json::from_value::<Vec<LatchedWorkload>>(status.plan.as_ref()?.get("workloads")?.clone());
-    plan.ok()?.into_iter().find(|w| w.kind == kind && w.name == name)
+    let at = status.release_requested_at.as_ref()?.0;
+    let state = |name| status::state(&status.steps, name);
+    (state(step::RELEASE) != StepState::Failed).then(|| Released {
+        at,
+        halt: &resume.spec.halt_ref.name,
+        restored: matches!(state(step::RESTORE_WORKLOADS), StepState::Succeeded | StepState::Skipped),
+        names: &status.restored,
+        workloads: plan_workloads(resume),
+    })
+}
+
+/// The record of a workload that was released and not brought back, and the halt it stands in. Only the last resume that
+/// had to do with it tells: what others left undone before is settled by it.
+fn unrestored(released: &[Released<'_>], kind: WorkloadKind, name: &str) -> Option<(String, LatchedWorkload)> {
+    let records = released.iter().filter_map(|r| {
+        let record = r.workloads.iter().find(|w| w.kind == kind && w.name == name)?;
+        Some((r, record))
+    });
+    let (last, record) = records.max_by_key(|(r, _)| r.at)?;
+    let restored = last.restored || last.names.contains(&workload_name(record));
+    (!restored).then(|| (last.halt.to_owned(), record.clone()))
 }
 
 /// The record in the halt that `halt` names as the one whose release it takes back.
@@ -96,6 +128,8 @@ pub fn records(
     resumes: &[TradingResume],
 ) -> Vec<LatchedWorkload> {
     let uid = halt.metadata.uid.as_deref().unwrap_or_default();
+    // Plans are long: they are read only when a workload asks for it.
+    let released = LazyCell::new(|| resumes.iter().filter_map(released).collect::<Vec<_>>());
     views
         .iter()
         .map(|view| {
@@ -112,10 +146,9 @@ pub fn records(
                 })
                 .or_else(|| {
                     // Only what still stands at zero: somebody may have started it by hand since.
-                    let stopped = resumes.iter().filter(|_| !view.active());
-                    stopped.filter_map(|r| Some((r.spec.halt_ref.name.clone(), unrestored(r, kind, name)?))).next()
-                })
-                .or_else(|| taken_back(halt, halts, kind, name).filter(|_| !view.active()));
+                    let stopped = || taken_back(halt, halts, kind, name).or_else(|| unrestored(&released, kind, name));
+                    (!view.active()).then(stopped).flatten()
+                });
             match inherited {
                 Some((from, record)) => LatchedWorkload {
                     inherited_from: Some(from),
@@ -135,4 +168,116 @@ pub fn records(
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A resume of `halt`, which recorded so many replicas of `bot`, with its release asked for in that second.
+    fn resume(halt: &str, replicas: i32, second: u32, phase: &str, release: &str, restore: &str) -> TradingResume {
+        let step = |name: &str, state: &str| json!({"name": name, "state": state});
+        let pinned = |name: &str| json!({"name": name, "uid": name});
+        serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume",
+        "metadata": {"name": format!("after-{halt}"), "namespace": "bots"},
+        "spec": {"haltRef": {"name": halt}, "requestedBy": "risk"},
+        "status": {
+            "phase": phase,
+            "releaseRequestedAt": format!("2026-01-01T00:00:{second:02}.000000Z"),
+            "steps": [step("release", release), step("restore-workloads", restore)],
+            "plan": {
+                "spec": {"haltRef": {"name": halt}, "requestedBy": "risk", "deadline": "1h"},
+                "halt": pinned(halt), "system": pinned("crypto"), "checks": [], "venues": [],
+                "workloads": [{"kind": "Deployment", "name": "bot", "replicas": replicas}],
+            },
+        }}))
+        .unwrap()
+    }
+
+    fn restored(mut resume: TradingResume) -> Vec<TradingResume> {
+        resume.status.as_mut().unwrap().restored = vec!["Deployment bot".into()];
+        vec![resume]
+    }
+
+    /// A halt; with `from` one that takes back that halt's release.
+    fn halt(name: &str, from: Option<&str>, status: Value) -> TradingHalt {
+        let annotations: BTreeMap<_, _> = from.map(|from| (BASELINES_FROM, from)).into_iter().collect();
+        serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingHalt",
+            "metadata": {"name": name, "namespace": "bots", "uid": name, "annotations": annotations},
+            "spec": {"systemRef": {"name": "crypto"}, "reason": "a test"}, "status": status}))
+        .unwrap()
+    }
+
+    fn recorded(name: &str, replicas: i32, held: bool) -> TradingHalt {
+        let bot = json!([{"kind": "Deployment", "name": "bot", "replicas": replicas}]);
+        halt(name, None, json!({"latch": {"held": held, "configMap": "x"}, "workloads": bot}))
+    }
+
+    fn bot(replicas: i32) -> View {
+        View {
+            key: Key { namespace: "bots".into(), kind: WorkloadKind::Deployment, name: "bot".into() },
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            replicas,
+            ready: 0,
+            suspended: false,
+            selector: None,
+            match_labels: None,
+        }
+    }
+
+    const DONE: &str = "Succeeded";
+    const OPEN: &str = "Pending";
+
+    #[rstest]
+    #[case::under_way(vec![resume("a", 3, 1, "Restoring", DONE, OPEN)], Some(("a", 3)))]
+    #[case::the_release_is_not_known_yet(vec![resume("a", 3, 1, "Releasing", "Running", OPEN)], Some(("a", 3)))]
+    #[case::failed_before_it_was_restored(vec![resume("a", 3, 1, "Failed", DONE, "Failed")], Some(("a", 3)))]
+    #[case::failed_after_it_was_restored(vec![resume("a", 3, 1, "Failed", DONE, DONE)], None)]
+    #[case::restored_but_others_were_not(restored(resume("a", 3, 1, "Failed", DONE, "Failed")), None)]
+    #[case::nothing_was_to_be_restored(vec![resume("a", 3, 1, "Aborted", DONE, "Skipped")], None)]
+    #[case::not_released(vec![resume("a", 3, 1, "Failed", "Failed", OPEN)], None)]
+    #[case::completed(vec![resume("a", 3, 1, "Completed", DONE, DONE)], None)]
+    // The team scaled it to zero weeks after the second one had brought it back.
+    #[case::brought_back_by_a_later_one(
+        vec![resume("a", 3, 1, "Aborted", DONE, OPEN), resume("b", 3, 2, "Completed", DONE, DONE)], None
+    )]
+    #[case::the_last_one_counts(
+        vec![resume("a", 3, 1, "Aborted", DONE, OPEN), resume("b", 10, 2, "Aborted", DONE, OPEN)], Some(("b", 10))
+    )]
+    #[case::in_whatever_order(
+        vec![resume("b", 10, 2, "Aborted", DONE, OPEN), resume("a", 3, 1, "Aborted", DONE, OPEN)], Some(("b", 10))
+    )]
+    fn a_stopped_workload_inherits_what_the_last_resume_left_undone(
+        #[case] resumes: Vec<TradingResume>,
+        #[case] expected: Option<(&str, i32)>,
+    ) {
+        let new = halt("new", None, Value::Null);
+        let record = |replicas| records(&[bot(replicas)], &new, &Registry::default(), &[], &resumes).remove(0);
+        let stopped = record(0);
+        let (from, replicas) = expected.map_or((None, 0), |(from, replicas)| (Some(from), replicas));
+        assert_eq!((stopped.inherited_from.as_deref(), stopped.replicas), (from, Some(replicas)));
+        let running = record(2);
+        assert_eq!((running.inherited_from, running.replicas), (None, Some(2)), "somebody has started it since");
+    }
+
+    #[test]
+    fn a_release_that_is_taken_back_tells_before_any_resume_and_a_held_halt_before_that() {
+        let resumes = [resume("a", 3, 1, "Aborted", DONE, OPEN), resume("b", 5, 2, "Aborted", DONE, OPEN)];
+        let (again, released) = (halt("again", Some("c"), Value::Null), recorded("c", 10, false));
+        let record = |halts: &[TradingHalt]| {
+            let mut all = records(&[bot(0)], &again, &Registry::default(), halts, &resumes);
+            let LatchedWorkload { inherited_from, replicas, .. } = all.remove(0);
+            (inherited_from.unwrap(), replicas.unwrap())
+        };
+        assert_eq!(record(std::slice::from_ref(&released)), ("c".into(), 10));
+        assert_eq!(record(&[released, recorded("d", 7, true)]), ("d".into(), 7));
+        // The halt whose release is taken back is gone.
+        assert_eq!(record(&[]), ("b".into(), 5));
+    }
 }

@@ -235,7 +235,7 @@ impl HaltReconciler {
             };
             let remembered = memory.venues.entry(venue.name.clone()).or_default();
             if let Some(done) = answered("suspendTrading") {
-                (remembered.suspended, remembered.allowed) = (done, false);
+                remembered.note_suspended(done);
             }
             if let Some(done) = answered("allowTrading") {
                 (remembered.suspended, remembered.allowed) = (false, done);

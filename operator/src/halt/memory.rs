@@ -72,6 +72,8 @@ pub struct VenueMemory {
     pub suspended: bool,
     /// The requests to allow trading were answered, and none to suspend was sent since.
     pub allowed: bool,
+    /// A resume may be making the venue accept orders.
+    pub allowing: bool,
 }
 
 impl Memory {
@@ -141,6 +143,17 @@ impl VenueMemory {
             more => Duration::from_secs(1 << (more - 4).min(5)).min(Duration::from_secs(30)),
         };
         now.duration_since(last) >= pause
+    }
+
+    /// Takes note of whether a resume may be making the venue accept orders. Then nothing that was sent by now counts.
+    pub fn note_allowing(&mut self, allowing: bool) {
+        self.allowing = allowing;
+        self.suspended &= !allowing;
+    }
+
+    /// Takes note of requests to suspend, and whether all of them were answered.
+    pub fn note_suspended(&mut self, answered: bool) {
+        (self.suspended, self.allowed) = (answered && !self.allowing, false);
     }
 
     /// Takes note of a read that was begun at `begun`; it counts only if everything was stopped before, and a cancel

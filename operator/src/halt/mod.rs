@@ -16,7 +16,7 @@ pub mod memory;
 mod observe;
 mod others;
 pub mod record;
-mod release;
+pub mod release;
 
 use std::{
     collections::HashMap,
@@ -245,6 +245,11 @@ impl HaltReconciler {
         self.note_contention(halt, &mut status, &raised, memory, Timestamp::now()).await;
         let stops = raised.into_iter().map(|w| Effect::Stop(w.key, w.size)).collect();
         let mut stopped = self.act(&current, &status, None, stops, HashMap::new()).await;
+        let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
+        for venue in &status.venues {
+            let allowing = others::allowing(&venue.name, &resumes, &halt.spec.system_ref.name, Timestamp::now());
+            memory.venues.entry(venue.name.clone()).or_default().note_allowing(allowing);
+        }
         let observed = self.observe(&current, &status, &system, memory).await;
         let mut effects = decide::effects(&halt.spec, &policy, &observed.facts);
         effects.retain(|e| !matches!(e, Effect::Stop(..)));
@@ -387,11 +392,10 @@ impl HaltReconciler {
     fn grow(&self, halt: &TradingHalt, status: &mut TradingHaltStatus, system: Option<&TradingSystem>) -> bool {
         let Some(system) = system else { return false };
         let namespace = halt.namespace().unwrap_or_default();
-        let (views, _) = self.workloads.trading(&namespace, &system.spec.workloads);
-        let known = |w: &LatchedWorkload| status.workloads.iter().any(|k| k.kind == w.kind && k.name == w.name);
+        let (mut views, _) = self.workloads.trading(&namespace, &system.spec.workloads);
+        views.retain(|v| !status.workloads.iter().any(|k| k.kind == v.key.kind && k.name == v.key.name));
         let (halts, resumes) = (self.halts.read_namespace(&namespace), self.resumes.read_namespace(&namespace));
         let mut new = baseline::records(&views, halt, &self.registry, &halts, &resumes);
-        new.retain(|w| !known(w));
         new.truncate(commit::WORKLOAD_LIMIT.saturating_sub(status.workloads.len()));
         let unknown = system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name));
         let room = commit::VENUE_LIMIT.saturating_sub(status.venues.len());

@@ -1,10 +1,48 @@
-//! What other held halts of the same system do at a venue: several halts add up, and are not to work against each other.
+//! What others do at a venue: held halts of the same system, which add up and are not to work against each other, and
+//! resumes, which a halt wins over.
 
-use k8s_openapi::jiff::Timestamp;
-use standfast_crds::v1alpha1::{HaltPolicy, TradingHalt, TradingHaltStatus, halt_conditions as c, is_true};
+use std::time::Duration;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use standfast_crds::v1alpha1::{
+    HaltPolicy, StepState, TradingHalt, TradingHaltStatus, TradingResume, halt_conditions as c, is_true,
+};
 
 use super::{act, decide};
-use crate::held;
+use crate::{
+    held,
+    resume::{Subject, status::step},
+};
+
+/// How long after its end a call that allowed trading is thought of: this process may hear late of it.
+const LATE: Duration = Duration::from_secs(10);
+/// The same for a Job that was deleted: its Pod has 30 s to end.
+const ENDING: Duration = Duration::from_secs(45);
+
+/// Whether a resume of this system may be making `venue` accept orders, or may have done so a moment ago: trading that is
+/// suspended by then may be allowed again afterwards.
+pub fn allowing(venue: &str, resumes: &[TradingResume], system: &str, now: Timestamp) -> bool {
+    let of_venue = |name: &str| {
+        let rest = name.strip_prefix(step::ALLOW_TRADING).and_then(|n| n.strip_prefix(venue));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let lately = |at: &Option<MicroTime>, within: Duration| {
+        at.as_ref().is_some_and(|at| now.duration_since(at.0).unsigned_abs() < within)
+    };
+    resumes.iter().any(|resume| {
+        let Some(status) = &resume.status else { return false };
+        let mut steps = status.steps.iter().filter(|e| e.attempts > 0 && of_venue(&e.name));
+        let may = steps.any(|e| match (e.state, &e.deadline) {
+            (StepState::Running, Some(deadline)) if deadline.0 > now => true,
+            // Begun: a Job, for example.
+            (StepState::Running, None) if status.finished_at.is_none() => true,
+            (StepState::Succeeded | StepState::Skipped, _) => lately(&e.finished_at, LATE),
+            _ => lately(&e.finished_at, LATE) || lately(&status.finished_at, ENDING),
+        });
+        // Whose plan cannot be read may be of this system.
+        may && Subject::read(resume).map_or(true, |subject| subject.system.name == system)
+    })
+}
 
 /// What the others do at one venue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,9 +88,11 @@ impl Others {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::halt::memory::VenueMemory;
 
     fn halt(name: &str, second: u32, action: &str, status: Value) -> TradingHalt {
         let mut halt = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingHalt",
@@ -104,5 +144,62 @@ mod tests {
             let others = at(&[keep.clone(), halt("old", 2, "CloseAll", action(name, state))], &keep);
             assert_eq!((others.close_intended, others.suspended), expected, "{name} {state}");
         }
+    }
+
+    const NOW: i64 = 1_000;
+
+    fn time(second: i64) -> Value {
+        json!(MicroTime(Timestamp::from_second(second).unwrap()))
+    }
+
+    /// A resume that lets `alpaca` trade; `step` and `status` are merged over a call that was acknowledged.
+    fn resume(step: Value, status: Value) -> TradingResume {
+        let mut resume = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume",
+            "metadata": {"name": "go"}, "spec": {"haltRef": {"name": "stale"}, "requestedBy": "risk"},
+            "status": {"steps": [{"name": "allow-trading-alpaca", "state": "Running", "attempts": 1}],
+                "plan": {"halt": {"name": "stale", "uid": "x"}, "system": {"name": "bots", "uid": "y"}}}});
+        for (key, value) in step.as_object().unwrap() {
+            resume["status"]["steps"][0][key] = value.clone();
+        }
+        for (key, value) in status.as_object().unwrap() {
+            resume["status"][key] = value.clone();
+        }
+        serde_json::from_value(resume).unwrap()
+    }
+
+    #[rstest]
+    #[case::a_job(json!({}), json!({}), true)]
+    #[case::one_of_several(json!({"name": "allow-trading-alpaca.2"}), json!({}), true)]
+    #[case::of_another_venue(json!({"name": "allow-trading-alpaca-eu"}), json!({}), false)]
+    #[case::not_begun(json!({"state": "Pending", "attempts": 0}), json!({}), false)]
+    #[case::a_call_under_way(json!({"deadline": time(NOW + 5)}), json!({}), true)]
+    #[case::it_is_past_its_deadline(json!({"deadline": time(NOW - 1)}), json!({}), false)]
+    #[case::under_way_at_the_abort(json!({"deadline": time(NOW + 5)}), json!({"finishedAt": time(NOW)}), true)]
+    #[case::a_moment_ago(json!({"state": "Succeeded", "finishedAt": time(NOW - 9)}), json!({}), true)]
+    #[case::a_while_ago(json!({"state": "Succeeded", "finishedAt": time(NOW - 10)}), json!({}), false)]
+    #[case::between_attempts(json!({"state": "Pending", "finishedAt": time(NOW - 10)}), json!({}), false)]
+    #[case::its_job_was_deleted(json!({}), json!({"finishedAt": time(NOW - 44)}), true)]
+    #[case::and_has_ended(json!({}), json!({"finishedAt": time(NOW - 45)}), false)]
+    #[case::of_another_system(json!({}), json!({"plan": {"halt": {"name": "a", "uid": "x"}, "system": {"name": "b", "uid": "y"}}}), false)]
+    #[case::of_any_system(json!({}), json!({"plan": {}}), true)]
+    fn trading_may_be_allowed_by_what_is_not_settled(#[case] step: Value, #[case] status: Value, #[case] may: bool) {
+        let now = Timestamp::from_second(NOW).unwrap();
+        assert_eq!(allowing("alpaca", &[resume(step, status)], "bots", now), may);
+    }
+
+    #[test]
+    fn a_suspension_counts_only_when_it_was_sent_after_all_that_may_allow_trading() {
+        let mut venue = VenueMemory::default();
+        venue.note_suspended(true);
+        assert!(venue.suspended);
+        // Seen afterwards: it may have been before that or after.
+        venue.note_allowing(true);
+        assert!(!venue.suspended);
+        venue.note_suspended(true);
+        assert!(!venue.suspended, "what may allow trading was not settled when it was sent");
+        venue.note_allowing(false);
+        venue.note_suspended(true);
+        venue.note_allowing(false);
+        assert!(venue.suspended);
     }
 }

@@ -1,6 +1,8 @@
 //! Releases a halt that a TradingResume asks for. The intent is written first, the latch is seen to be gone, and only
 //! then the halt is `Released`.
 
+use std::time::Duration;
+
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 use standfast_crds::v1alpha1::{
@@ -10,16 +12,32 @@ use standfast_crds::v1alpha1::{
 use super::{HaltReconciler, act::EFFECT_DEADLINE, evidence, record, record::WriteError};
 use crate::{client, controller::Failure};
 
+/// How old a request may be that is acted on: what the gates said then is not true for ever.
+const FRESH: Duration = Duration::from_secs(30);
+/// How old a request is that nobody acts on any more: whoever found it fresh has written his intent by then.
+const SPENT: Duration = Duration::from_secs(60);
+
+/// How far the request is from now. One from the future is as far from being true as an old one.
+fn age(requested: Timestamp, now: Timestamp) -> Duration {
+    now.duration_since(requested).unsigned_abs()
+}
+
+/// Whether a release that was asked for then will not happen any more, unless its intent is written already.
+pub fn spent(requested: Timestamp, now: Timestamp) -> bool {
+    age(requested, now) >= SPENT
+}
+
 /// Whether a resume asks for the release of exactly this halt, and still wants it.
-pub fn asks(resume: &TradingResume, halt: &TradingHalt) -> bool {
+pub fn asks(resume: &TradingResume, halt: &TradingHalt, now: Timestamp) -> bool {
     let Some(status) = &resume.status else { return false };
     let running = matches!(status.phase, ResumePhase::Checking | ResumePhase::Releasing | ResumePhase::Restoring);
     running
         && !resume.spec.abort
+        && !resume.spec.paused
         && resume.spec.halt_ref.name == halt.name_any()
         && status.halt_uid.is_some()
         && status.halt_uid == halt.uid()
-        && status.release_requested_at.is_some()
+        && status.release_requested_at.as_ref().is_some_and(|t| age(t.0, now) < FRESH)
         && resume.metadata.deletion_timestamp.is_none()
 }
 
@@ -27,7 +45,8 @@ impl HaltReconciler {
     /// The resume that asks for the release, as the cache knows it.
     pub(super) fn release_asked(&self, halt: &TradingHalt) -> Option<TradingResume> {
         let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
-        resumes.into_iter().find(|r| asks(r, halt))
+        let now = Timestamp::now();
+        resumes.into_iter().find(|r| asks(r, halt, now))
     }
 
     /// Whether the guardrails allow a release. Missing or edited ones do not: the halt's status says so.
@@ -57,7 +76,7 @@ impl HaltReconciler {
             let what = format!("reading TradingResume {namespace}/{}", resume.name_any());
             let live = client::read(EFFECT_DEADLINE, what, api.get_opt(&resume.name_any())).await;
             let live = live.map_err(|e| Failure(e.to_string()))?;
-            let Some(live) = live.filter(|r| r.uid() == resume.uid() && asks(r, halt)) else {
+            let Some(live) = live.filter(|r| r.uid() == resume.uid() && asks(r, halt, Timestamp::now())) else {
                 return Ok(Action::requeue(self.pace));
             };
             let by = Release {
@@ -65,6 +84,7 @@ impl HaltReconciler {
                 resume_uid: live.uid().unwrap_or_default(),
                 requested_by: live.spec.requested_by.clone(),
             };
+            self.may_begin(&namespace, &name)?;
             let now = Timestamp::now();
             let ledger = evidence::ledger(&status);
             evidence::append(&mut status.evidence, now, "Recorded", &ledger, false);
@@ -76,7 +96,7 @@ impl HaltReconciler {
                 other => return self.settle(other).map(|_| Action::requeue(self.pace)),
             }
         }
-        self.leadership.check(EFFECT_DEADLINE).map_err(|e| Failure::new(format!("releasing {namespace}/{name}"), e))?;
+        self.may_begin(&namespace, &name)?;
         let latch = status.latch.as_ref().map(|l| l.config_map.clone()).unwrap_or_default();
         self.latches.remove(&namespace, &latch).await?;
         finish(&mut status, current.metadata.generation, Timestamp::now());
@@ -89,6 +109,11 @@ impl HaltReconciler {
         }
         self.settle(written)?;
         Ok(Action::requeue(super::CATCH_UP))
+    }
+
+    /// Leadership is asked for before each part of a release: the calls between them take their time.
+    fn may_begin(&self, namespace: &str, name: &str) -> Result<(), Failure> {
+        self.leadership.check(EFFECT_DEADLINE).map_err(|e| Failure::new(format!("releasing {namespace}/{name}"), e))
     }
 
     /// An error of a write as the reconciler's result: what somebody else wrote in between is looked at again.
@@ -115,4 +140,55 @@ fn finish(status: &mut TradingHaltStatus, generation: Option<i64>, now: Timestam
         set_condition(&mut status.conditions, now, generation, (type_, "False", "Released"), by.clone());
     }
     record::kstatus(status, generation, now);
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const REQUESTED: i64 = 1_000;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[rstest]
+    #[case::at_once(json!({}), 0, true)]
+    #[case::while_young(json!({}), 29, true)]
+    #[case::grown_old(json!({}), 30, false)]
+    #[case::days_later(json!({}), 200_000, false)]
+    #[case::a_clock_a_little_ahead(json!({}), -1, true)]
+    #[case::a_clock_that_was_set_back(json!({}), -3600, false)]
+    #[case::paused(json!({"spec": {"paused": true}}), 0, false)]
+    #[case::aborted(json!({"spec": {"abort": true}}), 0, false)]
+    #[case::ended(json!({"status": {"phase": "Failed"}}), 0, false)]
+    #[case::of_another_halt(json!({"status": {"haltUid": "uid-other"}}), 0, false)]
+    #[case::not_asked_for(json!({"status": {"releaseRequestedAt": null}}), 0, false)]
+    fn only_a_young_request_that_is_still_wanted_asks(#[case] but: Value, #[case] age: i64, #[case] expected: bool) {
+        let mut resume = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume",
+            "metadata": {"name": "go", "namespace": "bots", "uid": "uid-go"},
+            "spec": {"haltRef": {"name": "stale"}, "requestedBy": "risk"},
+            "status": {"phase": "Releasing", "haltUid": "uid-stale", "releaseRequestedAt": MicroTime(at(REQUESTED))}});
+        for (part, fields) in but.as_object().unwrap() {
+            for (key, value) in fields.as_object().unwrap() {
+                resume[part][key] = value.clone();
+            }
+        }
+        let halt = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingHalt",
+            "metadata": {"name": "stale", "namespace": "bots", "uid": "uid-stale"},
+            "spec": {"systemRef": {"name": "crypto"}, "reason": "a test"}});
+        let (resume, halt) = (serde_json::from_value(resume).unwrap(), serde_json::from_value(halt).unwrap());
+        assert_eq!(asks(&resume, &halt, at(REQUESTED + age)), expected);
+    }
+
+    #[test]
+    fn a_request_is_spent_only_when_nobody_can_have_found_it_fresh() {
+        let spent = |age| spent(at(REQUESTED), at(REQUESTED + age));
+        assert_eq!([0, 30, 59, 60, 200_000, -3600].map(spent), [false, false, false, true, true, true]);
+        // The longest read and write of an intent in between, and clocks that differ.
+        assert!(SPENT >= FRESH + EFFECT_DEADLINE * 4);
+    }
 }

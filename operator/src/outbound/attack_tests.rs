@@ -14,7 +14,7 @@ use super::{
     fakes::{After, Names, PATIENCE, Server, gzipped, ok, transport_of},
     guard::{Guard, GuardConfig},
 };
-use crate::calls::Caller;
+use crate::{calls::Caller, metrics::Metrics};
 
 /// A cluster with Secrets of several uses.
 fn cluster() -> Client {
@@ -67,7 +67,7 @@ fn caller() -> Caller {
         ("api.trading.svc.cluster.local", &[&["10.96.0.1"]]),
         ("alias.trading.svc.cluster.local", &[&["victim.other.svc.cluster.local", "10.1.2.3"]]),
     ]);
-    Caller::new(Arc::new(transport_of(Arc::new(guard), names)), cluster())
+    Caller::new(Arc::new(transport_of(Arc::new(guard), names)), cluster(), Metrics::new())
 }
 
 /// What is tried, as an entry of `openOrders`, and the exact answer.

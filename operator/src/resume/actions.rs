@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::batch::v1::Job;
-use kube::Api;
 use sha2::{Digest, Sha256};
 use standfast_crds::v1alpha1::{Action, JobAction, StepStatus};
 
 use super::context::{Context, DEADLINE, Sent, time_of};
 use crate::{
-    client,
     engine::{Acted, Observation},
     jobs::{self, JobError, JobState},
 };
@@ -38,12 +35,12 @@ pub(super) fn synced(sent: Sent, last: bool) -> Acted {
     }
 }
 
-/// What a venue's answer to a call means that must not be made twice: 2xx is success, 4xx had no effect, anything else
-/// is open.
+/// What a venue's answer to a call means that must not be made twice: 2xx is success, a refusal had no effect, anything
+/// else is open. So is what the call before it may have caused, or something on the way to the venue.
 pub(super) fn allowed(sent: Sent) -> Acted {
     match sent {
         Sent::Answered(status @ 200..=299) => Acted::Done(format!("answered {status}")),
-        Sent::Answered(408) => Acted::Unknown("answered 408".into()),
+        Sent::Answered(status @ (404 | 408 | 409 | 410)) => Acted::Unknown(format!("answered {status}")),
         Sent::Answered(status @ 400..=499) => Acted::Again(format!("answered {status}")),
         Sent::Answered(status) => Acted::Unknown(format!("answered {status}")),
         Sent::Never(why) => Acted::Again(why),
@@ -59,16 +56,13 @@ pub(super) fn job_name(entry: &StepStatus) -> String {
     format!("standfast-{}-{hash}", plain.trim_end_matches('-'))
 }
 
-async fn ensure(cx: &Context, action: &JobAction, name: &str, limit: Duration) -> Result<JobState, JobError> {
-    let reason = format!("resume {}", cx.name);
-    let env = jobs::environment(&cx.plan.system.name, &cx.plan.halt.name, &reason);
-    jobs::ensure_job(&cx.outside.client, &cx.namespace, name, &cx.owner, action, &env, limit).await
-}
-
 /// Creates the Job of this attempt. It may run for as long as its action and `limit` allow.
 pub(super) async fn begin_job(cx: &Context, action: &JobAction, entry: &StepStatus, limit: Duration) -> Acted {
     let name = job_name(entry);
-    match ensure(cx, action, &name, limit).await {
+    let reason = format!("resume {}", cx.name);
+    let env = jobs::environment(&cx.plan.system.name, &cx.plan.halt.name, &reason);
+    let outside = &cx.outside;
+    match jobs::ensure_job(&outside.client, &cx.namespace, &name, &cx.owner, action, &env, limit).await {
         Ok(JobState::Foreign { message }) => Acted::Failed(message),
         Ok(_) => Acted::Started { message: format!("Job {name} was created"), external_ref: Some(name) },
         Err(JobError::Refused(why)) => Acted::Again(why),
@@ -76,20 +70,14 @@ pub(super) async fn begin_job(cx: &Context, action: &JobAction, entry: &StepStat
     }
 }
 
-/// How far the Job of this attempt is.
-pub(super) async fn observe_job(cx: &Context, action: &JobAction, entry: &StepStatus, limit: Duration) -> Observation {
+/// How far the Job of this attempt is. Looking makes none.
+pub(super) async fn observe_job(cx: &Context, entry: &StepStatus) -> Observation {
     let name = job_name(entry);
-    let api: Api<Job> = Api::namespaced(cx.outside.client.clone(), &cx.namespace);
-    let what = format!("reading Job {}/{name}", cx.namespace);
-    match client::read(DEADLINE, what, api.get_opt(&name)).await {
-        Err(error) => return Observation::Unknown(error.to_string()),
-        Ok(None) => return Observation::NotDone(format!("there is no Job {name}")),
-        Ok(Some(_)) => {}
-    }
-    match ensure(cx, action, &name, limit).await {
-        Ok(JobState::Running) => Observation::InProgress(format!("Job {name} is running")),
-        Ok(JobState::Succeeded { .. }) => Observation::Done(format!("Job {name} succeeded")),
-        Ok(JobState::Failed { message } | JobState::Foreign { message }) => Observation::Failed(message),
+    match jobs::job_state(&cx.outside.client, &cx.namespace, &name, &cx.owner).await {
+        Ok(None) => Observation::NotDone(format!("there is no Job {name}")),
+        Ok(Some(JobState::Running)) => Observation::InProgress(format!("Job {name} is running")),
+        Ok(Some(JobState::Succeeded { .. })) => Observation::Done(format!("Job {name} succeeded")),
+        Ok(Some(JobState::Failed { message } | JobState::Foreign { message })) => Observation::Failed(message),
         Err(JobError::Refused(why) | JobError::Failed(why)) => Observation::Unknown(why),
     }
 }

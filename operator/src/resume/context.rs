@@ -7,7 +7,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Times
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 use standfast_crds::v1alpha1::{Check, CheckState, HttpRequest, TradingHalt};
 
-use super::plan::ResumePlan;
+use super::{plan::ResumePlan, restore::Names};
 use crate::{
     calls::Caller,
     client,
@@ -46,6 +46,8 @@ pub(super) struct Context {
     pub plan: ResumePlan,
     /// Nothing may be begun.
     pub paused: bool,
+    /// The workloads that were brought back.
+    pub restored: Names,
     /// When the release was asked for, if it was.
     pub requested_at: Option<Timestamp>,
     /// When the gates must have passed.

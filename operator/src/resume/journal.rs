@@ -8,30 +8,35 @@ use standfast_crds::v1alpha1::{LatchedWorkload, StepState, StepStatus, TradingRe
 use super::{
     context::DEADLINE,
     gates,
+    restore::Names,
     status::{self, Ending, step},
 };
 use crate::{
     client::{self, Class},
-    engine::{Journal, JournalError},
+    engine::{Journal, JournalError, Term},
     scale::FIELD_MANAGER,
 };
 
 /// One resume, as it was last read or written.
-pub(super) struct ResumeJournal {
+pub(super) struct ResumeJournal<'a> {
     api: Api<TradingResume>,
+    term: &'a dyn Term,
     what: String,
     /// The object.
     pub object: TradingResume,
+    /// The workloads that were brought back.
+    pub restored: Names,
     /// The spec that everything is decided on.
     generation: Option<i64>,
 }
 
-impl ResumeJournal {
-    pub fn new(client: Client, object: TradingResume) -> Self {
+impl<'a> ResumeJournal<'a> {
+    pub fn new(client: Client, term: &'a dyn Term, object: TradingResume) -> Self {
         let namespace = object.namespace().unwrap_or_default();
         let what = format!("TradingResume {namespace}/{}", object.name_any());
         let generation = object.metadata.generation;
-        Self { api: Api::namespaced(client, &namespace), what, object, generation }
+        let restored = Names::new(object.status.as_ref().map_or(&[], |s| &s.restored));
+        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, generation }
     }
 
     pub fn status(&self) -> TradingResumeStatus {
@@ -68,9 +73,10 @@ impl ResumeJournal {
         mut status: TradingResumeStatus,
         ending: Option<&Ending>,
     ) -> Result<(), JournalError> {
+        status.restored = self.restored.list();
         let running = status.steps.iter().any(|s| s.state == StepState::Running);
-        // A gate that is being asked changes nothing.
-        let paused = self.object.spec.paused && (status.release_requested_at.is_none() || !running);
+        // Up to the release a step that is under way changes nothing; afterwards it comes to its end first.
+        let paused = self.object.spec.paused && (!status::is_released(&status) || !running);
         status::digest(&mut status, self.object.metadata.generation, paused, ending, now());
         self.write(status).await
     }
@@ -93,7 +99,7 @@ fn requested(steps: &[StepStatus]) -> bool {
 }
 
 #[async_trait]
-impl Journal for ResumeJournal {
+impl Journal for ResumeJournal<'_> {
     fn steps(&self) -> Vec<StepStatus> {
         self.status().steps
     }
@@ -108,6 +114,8 @@ impl Journal for ResumeJournal {
             if meta.generation != self.generation || meta.deletion_timestamp.is_some() || spec.paused || spec.abort {
                 return Err(JournalError::Stale(format!("{} was changed before its release", self.what)));
             }
+            // The gates were asked when this process surely led; that was a while ago.
+            self.term.allows(DEADLINE).map_err(JournalError::Stale)?;
             status.release_requested_at = Some(MicroTime(now()));
         }
         self.settle(status, None).await

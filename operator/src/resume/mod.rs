@@ -38,8 +38,9 @@ use kube::{
 };
 use standfast_crds::v1alpha1::{ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem};
 
-pub use plan::{ResumePlan, plan_workloads};
+pub use plan::{ResumePlan, Subject, plan_workloads};
 pub use rehalt::{BASELINES_FROM, RESUME_UID};
+pub use restore::name as workload_name;
 
 use crate::{
     cache::Cache,
@@ -50,6 +51,7 @@ use crate::{
     events::Events,
     guardrails::Guardrails,
     halt::Caches,
+    jobs,
     leader::Leadership,
     scale::Scaler,
     system::checks::Checker,
@@ -109,6 +111,10 @@ impl ResumeReconciler {
         Api::namespaced(self.outside.client.clone(), namespace)
     }
 
+    fn journal(&self, live: TradingResume) -> ResumeJournal<'_> {
+        ResumeJournal::new(self.outside.client.clone(), &self.leadership, live)
+    }
+
     async fn live(&self, namespace: &str, name: &str) -> Result<Option<TradingResume>, Failure> {
         let what = format!("reading TradingResume {namespace}/{name}");
         client::read(DEADLINE, what, self.api(namespace).get_opt(name)).await.map_err(|e| Failure(e.to_string()))
@@ -117,7 +123,7 @@ impl ResumeReconciler {
     /// The first look: pins the halt, freezes the plan. Or says why not, for good.
     async fn accept(&self, live: TradingResume) -> Result<Action, Failure> {
         let namespace = live.namespace().unwrap_or_default();
-        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let mut journal = self.journal(live);
         let mut status = journal.status();
         status.started_at = Some(MicroTime(now()));
         if aborts(&journal.object) {
@@ -149,7 +155,7 @@ impl ResumeReconciler {
         status.suspended_jobs = gates::suspended_jobs(&plan.workloads);
         (status.plan, status.plan_hash) = (Some(frozen), Some(hash));
         let until = deadline(&journal.object, &status.started_at);
-        let cx = Arc::new(self.context(&journal.object, plan, None, until));
+        let cx = Arc::new(self.context(&journal, plan, None, until));
         let named = |d: engine::Definition| StepStatus { name: d.name, ..StepStatus::default() };
         status.steps = steps::procedure(&cx).iter().flatten().map(|s| named(s.definition())).collect();
         written(journal.settle(status, None).await, Action::requeue(Duration::ZERO))
@@ -165,11 +171,12 @@ impl ResumeReconciler {
 
     fn context(
         &self,
-        resume: &TradingResume,
+        journal: &ResumeJournal<'_>,
         plan: ResumePlan,
         requested_at: Option<Timestamp>,
         until: Timestamp,
     ) -> Context {
+        let resume = &journal.object;
         Context {
             namespace: resume.namespace().unwrap_or_default(),
             name: resume.name_any(),
@@ -177,6 +184,7 @@ impl ResumeReconciler {
             owner: resume.owner_ref(&()).unwrap_or_default(),
             plan,
             paused: resume.spec.paused,
+            restored: journal.restored.clone(),
             requested_at,
             until,
             outside: Arc::clone(&self.outside),
@@ -187,11 +195,11 @@ impl ResumeReconciler {
     async fn advance(&self, live: TradingResume) -> Result<Action, Failure> {
         let what = format!("TradingResume {}/{}", live.namespace().unwrap_or_default(), live.name_any());
         let plan = ResumePlan::read(&live).map_err(|e| Failure::new(&what, e))?;
-        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let mut journal = self.journal(live);
         let status = journal.status();
         let requested_at = status.release_requested_at.as_ref().map(|t| t.0);
         let until = deadline(&journal.object, &status.started_at);
-        let cx = Arc::new(self.context(&journal.object, plan, requested_at, until));
+        let cx = Arc::new(self.context(&journal, plan, requested_at, until));
         if let Some(at) = requested_at.filter(|_| status::is_released(&status)) {
             let halts = cx.halts().await.map_err(Failure)?;
             if let Some(by) = gates::halted_again(&halts, &cx.plan, at) {
@@ -225,7 +233,7 @@ impl ResumeReconciler {
 
     /// Before the release nothing has happened; after it the system is halted again.
     async fn abort(&self, live: TradingResume) -> Result<Action, Failure> {
-        let mut journal = ResumeJournal::new(self.outside.client.clone(), live);
+        let mut journal = self.journal(live);
         let status = journal.status();
         if status.release_requested_at.is_none() {
             return self.finish(&mut journal, status, aborted("nothing was released")).await;
@@ -234,13 +242,21 @@ impl ResumeReconciler {
         self.finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
     }
 
-    /// The last write of a resume.
+    /// The last write of a resume. Nothing that it began goes on after it: a Job that waits for its Pod would else allow
+    /// trading under the halt that ended the resume.
     async fn finish(
         &self,
-        journal: &mut ResumeJournal,
+        journal: &mut ResumeJournal<'_>,
         status: TradingResumeStatus,
         ending: Ending,
     ) -> Result<Action, Failure> {
+        let resume = &journal.object;
+        if ending.phase != ResumePhase::Completed && status.steps.iter().any(|s| s.attempts > 0) {
+            let (namespace, owner) =
+                (resume.namespace().unwrap_or_default(), resume.owner_ref(&()).unwrap_or_default());
+            let stopped = jobs::stop_jobs(&self.outside.client, &namespace, &owner).await;
+            stopped.map_err(|e| Failure::new(format!("ending TradingResume {namespace}/{}", owner.name), e))?;
+        }
         let done = written(journal.settle(status, Some(&ending)).await, Action::await_change())?;
         if journal.object.status.as_ref().is_some_and(|s| s.finished_at.is_some()) {
             let (reason, resume) = (status::phase_name(ending.phase), &journal.object);

@@ -61,6 +61,27 @@ impl Pinned {
     }
 }
 
+/// What a plan is about: to be read also when the rest of it cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Subject {
+    /// The halt that is released.
+    pub halt: Pinned,
+    /// The system that trades again.
+    pub system: Pinned,
+}
+
+impl Subject {
+    /// What the plan in the status is about.
+    pub fn read(resume: &TradingResume) -> Result<Self, String> {
+        read(resume)
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(resume: &TradingResume) -> Result<T, String> {
+    let plan = resume.status.as_ref().and_then(|s| s.plan.clone()).ok_or("there is no plan in the status")?;
+    serde_json::from_value(plan).map_err(|error| format!("this version cannot read the plan: {error}"))
+}
+
 /// What is done at one venue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -76,8 +97,7 @@ pub struct PlanVenue {
 impl ResumePlan {
     /// The plan as it stands in a status.
     pub fn read(resume: &TradingResume) -> Result<Self, String> {
-        let plan = resume.status.as_ref().and_then(|s| s.plan.clone()).ok_or("there is no plan in the status")?;
-        serde_json::from_value(plan).map_err(|error| format!("this version cannot read the plan: {error}"))
+        read(resume)
     }
 
     /// The plan as it is stored, and the SHA-256 of its RFC 8785 JSON.
@@ -122,12 +142,8 @@ pub fn hash(plan: &Value) -> Result<String, String> {
     Ok(Sha256::digest(&canonical).iter().map(|b| format!("{b:02x}")).collect())
 }
 
-/// What an unfinished resume is going to restore, or may have to. Empty for one that was not begun or has ended.
+/// What a resume restores. Empty for one that was not begun, or whose plan cannot be read.
 pub fn plan_workloads(resume: &TradingResume) -> Vec<LatchedWorkload> {
-    let unfinished = resume.status.as_ref().is_some_and(|s| s.started_at.is_some() && s.finished_at.is_none());
-    if !unfinished {
-        return vec![];
-    }
     ResumePlan::read(resume).map(|p| p.workloads).unwrap_or_default()
 }
 

@@ -1,12 +1,18 @@
 //! Brings workloads back to their sizes, and waits until they are ready.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use standfast_crds::v1alpha1::{
     Check, CheckGroup, CheckState, LatchedWorkload, StepStatus, TradingHalt, WorkloadCheck, WorkloadKind,
 };
+
+use tokio::time::sleep;
 
 use super::{
     context::{Context, DEADLINE, PARALLEL},
@@ -20,6 +26,12 @@ use crate::{
     workloads::Key,
 };
 
+/// How long workloads may take to be restored.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long one attempt begins to raise workloads. What it began has as long again to end, and the rest comes with the next
+/// attempt: a call must not last longer than a lease.
+const BEGIN: Duration = Duration::from_secs(2);
+
 /// How long restored workloads may take to become ready.
 pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -29,10 +41,13 @@ pub(super) struct RestoreWorkloads(pub Arc<Context>);
 #[async_trait]
 impl Step for RestoreWorkloads {
     fn definition(&self) -> Definition {
-        // Two calls for each, some of them at a time.
-        let time = self.0.plan.workloads.len().div_ceil(PARALLEL);
-        let call = DEADLINE + Duration::from_secs(u64::try_from(time).unwrap_or(u64::MAX));
-        Definition { look: Duration::from_secs(1), call, ..Definition::new(step::RESTORE_WORKLOADS) }
+        Definition {
+            within_lease: true,
+            timeout: Some(RESTORE_TIMEOUT),
+            look: Duration::from_secs(1),
+            call: DEADLINE,
+            ..Definition::new(step::RESTORE_WORKLOADS)
+        }
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
@@ -42,6 +57,7 @@ impl Step for RestoreWorkloads {
 
     async fn act(&self, _: &StepStatus) -> Acted {
         let cx = &self.0;
+        let over = Box::pin(sleep(BEGIN));
         let halts = match cx.halts().await {
             Ok(halts) => halts,
             Err(why) => return Acted::Again(why),
@@ -51,7 +67,8 @@ impl Step for RestoreWorkloads {
         }
         let workloads = gates::to_restore(&halts, &cx.plan);
         let calls: Vec<_> = workloads.iter().map(|w| restore(cx, &halts, w)).collect();
-        let done: Vec<_> = stream::iter(calls).buffered(PARALLEL).collect().await;
+        let mut done: Vec<_> = stream::iter(calls).take_until(over).buffered(PARALLEL).collect().await;
+        done.resize(workloads.len(), Restored::NotYet("the others come next".into()));
         match gates::sum_up(&done) {
             Summary::Done(text) => Acted::Done(text),
             Summary::Nothing(text) => Acted::NotNeeded(text),
@@ -79,6 +96,10 @@ fn holders(cx: &Context, halts: &[TradingHalt], workload: &LatchedWorkload) -> V
 }
 
 async fn restore(cx: &Context, halts: &[TradingHalt], workload: &LatchedWorkload) -> Restored {
+    // Whoever stopped it since knows why.
+    if cx.restored.has(&name(workload)) {
+        return Restored::Done;
+    }
     let by = holders(cx, halts, workload);
     if !by.is_empty() {
         return Restored::Held(by);
@@ -95,7 +116,10 @@ async fn restore(cx: &Context, halts: &[TradingHalt], workload: &LatchedWorkload
         }
     };
     match set.await {
-        Ok(()) => Restored::Done,
+        Ok(()) => {
+            cx.restored.add(name(workload));
+            Restored::Done
+        }
         Err(ScaleError::NotFound(key)) => Restored::Missing(format!("{key} does not exist any more")),
         // The admission policies learn of the release a moment after it.
         Err(error) => Restored::NotYet(error.to_string()),
@@ -165,7 +189,30 @@ fn readiness(kind: WorkloadKind, name: &str) -> Check {
     }
 }
 
-fn name(workload: &LatchedWorkload) -> String {
+/// Workloads that were brought back, by name. The step adds to them, the journal writes them down.
+#[derive(Clone, Default)]
+pub(super) struct Names(Arc<Mutex<BTreeSet<String>>>);
+
+impl Names {
+    pub fn new(names: &[String]) -> Self {
+        Self(Arc::new(Mutex::new(names.iter().cloned().collect())))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    pub fn add(&self, name: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+    }
+
+    pub fn list(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// A workload as people and the status name it.
+pub fn name(workload: &LatchedWorkload) -> String {
     format!("{} {}", workload.kind, workload.name)
 }
 

@@ -52,7 +52,8 @@ pub struct Ending {
     pub message: String,
 }
 
-fn state(steps: &[StepStatus], name: &str) -> StepState {
+/// How far the step of this name is.
+pub fn state(steps: &[StepStatus], name: &str) -> StepState {
     steps.iter().find(|s| s.name == name).map_or(StepState::Pending, |s| s.state)
 }
 
@@ -111,15 +112,22 @@ pub fn digest(
     set(conditions::STALLED, yes(stalled), phase, message);
 }
 
+/// How the message of a resume begins whose halt holds.
+pub const NOT_RELEASED: &str = "not released:";
+
 /// How a run of the engine that failed at this step reads.
 pub fn failure(status: &TradingResumeStatus, name: &str) -> String {
     let said = status.steps.iter().find(|s| s.name == name).and_then(|s| s.message.clone()).unwrap_or_default();
+    // The step knows more than the journal: what was asked for did not happen.
+    if said.starts_with(NOT_RELEASED) {
+        return said;
+    }
     let halt = if is_released(status) {
         "the halt was released, but"
     } else if status.release_requested_at.is_some() {
         "the release was asked for, but"
     } else {
-        "not released:"
+        NOT_RELEASED
     };
     shorten(&format!("{halt} {name}: {said}"))
 }

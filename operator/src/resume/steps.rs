@@ -11,10 +11,13 @@ use super::{
     gates::{self, Released},
     journal::now,
     restore::{Ready, RestoreWorkloads},
-    status::step,
+    status::{NOT_RELEASED, step},
     venues::{AllowTrading, ApplicationResume, Verify},
 };
-use crate::engine::{Acted, Definition, Observation, Procedure, Step};
+use crate::{
+    engine::{Acted, Definition, Observation, Procedure, Step},
+    halt::release,
+};
 
 /// All steps of a resume, in order.
 pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
@@ -137,9 +140,7 @@ impl Step for SyncPositions {
     async fn observe(&self, entry: &StepStatus) -> Observation {
         match &self.0.plan.sync_positions {
             None => Observation::NotNeeded("the TradingSystem declares no syncPositions".into()),
-            Some(Action { job: Some(job), .. }) => {
-                actions::observe_job(&self.0, job, entry, actions::LONGEST_JOB).await
-            }
+            Some(Action { job: Some(_), .. }) => actions::observe_job(&self.0, entry).await,
             Some(_) => Observation::Unknown("no answer to the sync is known".into()),
         }
     }
@@ -202,7 +203,7 @@ impl Step for RequestRelease {
     }
 }
 
-/// Waits for the halt's controller. There is no time limit: what was asked for may happen at any time.
+/// Waits for the halt's controller, until it will not act on the request any more.
 struct Release(Arc<Context>);
 
 #[async_trait]
@@ -220,6 +221,9 @@ impl Step for Release {
         match gates::released(&halts, &self.0.plan, &self.0.uid) {
             Released::Yes => Observation::Done(format!("TradingHalt {name} is released")),
             Released::OnTheWay => Observation::InProgress(format!("TradingHalt {name} is being released")),
+            Released::No if self.0.requested_at.is_some_and(|at| release::spent(at, now())) => Observation::Failed(
+                format!("{NOT_RELEASED} the request for the release grew old: create another TradingResume"),
+            ),
             Released::No => Observation::InProgress(format!("waiting for the release of TradingHalt {name}")),
             Released::Otherwise(why) => Observation::Failed(why),
         }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use standfast_crds::v1alpha1::{Action, JobAction, StepStatus, TradingHalt};
+use standfast_crds::v1alpha1::{Action, JobAction, StateRead, StepStatus, TradingHalt};
 
 use super::{
     actions,
@@ -20,6 +20,8 @@ use crate::{
 
 /// How long a venue may take to accept orders again.
 const ALLOW_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a request may take whose call must be over before the lease is.
+const LEASED: Duration = Duration::from_millis(3500);
 /// How often the bot's endpoint is tried.
 const APPLICATION_TRIES: i64 = 3;
 
@@ -33,9 +35,12 @@ pub(super) struct ApplicationResume(pub Arc<Context>);
 #[async_trait]
 impl Step for ApplicationResume {
     fn definition(&self) -> Definition {
-        let request = self.0.plan.application_resume.clone();
-        let call = actions::time_for(&Action { http: request, job: None });
-        Definition { call, look: Duration::from_secs(1), ..Definition::new(step::APPLICATION_RESUME) }
+        Definition {
+            within_lease: true,
+            look: Duration::from_secs(1),
+            call: DEADLINE,
+            ..Definition::new(step::APPLICATION_RESUME)
+        }
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
@@ -47,6 +52,9 @@ impl Step for ApplicationResume {
 
     async fn act(&self, entry: &StepStatus) -> Acted {
         let Some(request) = &self.0.plan.application_resume else { return Acted::NotNeeded(String::new()) };
+        if entry.attempts > APPLICATION_TRIES {
+            return Acted::NotNeeded("best effort, given up: it takes too long".into());
+        }
         let halts = match self.0.halts().await {
             Ok(halts) => halts,
             Err(why) => return Acted::Again(why),
@@ -58,7 +66,7 @@ impl Step for ApplicationResume {
         if !by.is_empty() {
             return Acted::NotNeeded(format!("still halted by {}", join(&by)));
         }
-        let why = match self.0.send(request, actions::LONGEST_CALL).await {
+        let why = match self.0.send(request, LEASED).await {
             Sent::Answered(status @ 200..=299) => return Acted::Done(format!("the bot answered {status}")),
             Sent::Answered(status) => format!("the bot answered {status}"),
             Sent::Never(why) | Sent::Unknown(why) => why,
@@ -74,8 +82,10 @@ impl Step for ApplicationResume {
 pub(super) struct AllowTrading {
     cx: Arc<Context>,
     name: String,
-    venue: PlanVenue,
+    venue: String,
     action: Option<Action>,
+    /// Tells whether the venue refuses orders, when this action alone decides that.
+    read: Option<StateRead>,
 }
 
 impl AllowTrading {
@@ -83,11 +93,14 @@ impl AllowTrading {
     pub fn all(cx: &Arc<Context>) -> Vec<Self> {
         let mut steps = vec![];
         for venue in &cx.plan.venues {
+            // What is read tells of all actions together: of several, it tells of none.
+            let read = venue.trading_suspended.as_ref().filter(|_| venue.allow_trading.len() == 1);
             let step = |name: String, action: Option<&Action>| Self {
                 cx: Arc::clone(cx),
                 name,
-                venue: venue.clone(),
+                venue: venue.name.clone(),
                 action: action.cloned(),
+                read: read.cloned(),
             };
             let name = format!("{}{}", step::ALLOW_TRADING, venue.name);
             match venue.allow_trading.as_slice() {
@@ -103,13 +116,12 @@ impl AllowTrading {
     fn job(&self) -> Option<&JobAction> {
         self.action.as_ref()?.job.as_ref()
     }
+}
 
-    /// Whether the venue refuses orders, if it says so.
-    async fn suspended(&self) -> Option<Result<bool, String>> {
-        let read = self.venue.trading_suspended.as_ref()?;
-        let answer = self.cx.outside.caller.read_state(&self.cx.namespace, read).await;
-        Some(answer.map_err(|error| error.to_string()))
-    }
+/// Whether a venue refuses orders, if it says so.
+async fn suspended(cx: &Context, read: Option<&StateRead>) -> Option<Result<bool, String>> {
+    let answer = cx.outside.caller.read_state(&cx.namespace, read?).await;
+    Some(answer.map_err(|error| error.to_string()))
 }
 
 fn holders(cx: &Context, halts: &[TradingHalt], venue: &str) -> Vec<String> {
@@ -121,7 +133,7 @@ fn holders(cx: &Context, halts: &[TradingHalt], venue: &str) -> Vec<String> {
 impl Step for AllowTrading {
     fn definition(&self) -> Definition {
         // A read is sent once more when it had no answer.
-        let read = self.venue.trading_suspended.as_ref().map_or(DEADLINE, |r| time_of(&r.http) * 2);
+        let read = self.read.as_ref().map_or(DEADLINE, |r| time_of(&r.http) * 2);
         Definition {
             repeatable: false,
             timeout: Some(ALLOW_TIMEOUT),
@@ -138,18 +150,21 @@ impl Step for AllowTrading {
         };
         // A call that was acknowledged is not made again: what is missing takes its time.
         let acknowledged = entry.deadline.is_none();
-        match (self.suspended().await, &action.job) {
+        match (suspended(&self.cx, self.read.as_ref()).await, &action.job) {
             (Some(Ok(false)), _) => Observation::Done("the venue accepts orders".into()),
-            (_, Some(job)) => match actions::observe_job(&self.cx, job, entry, ALLOW_TIMEOUT).await {
-                Observation::Done(_) if self.venue.trading_suspended.is_some() => {
+            (read, Some(_)) => match (actions::observe_job(&self.cx, entry).await, read) {
+                (Observation::Done(_), Some(_)) => {
                     Observation::InProgress("the Job is done, and the venue still refuses orders".into())
                 }
-                seen => seen,
+                // What its program did before it failed, only the venue can tell.
+                (Observation::Failed(why), None) => Observation::Indeterminate(why),
+                (Observation::Failed(why), Some(Err(unread))) => Observation::Unknown(format!("{why}; {unread}")),
+                (seen, _) => seen,
             },
             (Some(Ok(true)), None) if acknowledged => Observation::InProgress("the venue still refuses orders".into()),
             (Some(Ok(true)), None) => Observation::NotDone("the venue refuses orders".into()),
             (Some(Err(why)), None) => Observation::Unknown(why),
-            (None, None) => Observation::Unknown("the venue has no tradingSuspended to read".into()),
+            (None, None) => Observation::Unknown("there is no tradingSuspended that tells of this action alone".into()),
         }
     }
 
@@ -161,7 +176,7 @@ impl Step for AllowTrading {
         if let Some(why) = stopped_by(&self.cx, &halts) {
             return Acted::Again(why);
         }
-        let by = holders(&self.cx, &halts, &self.venue.name);
+        let by = holders(&self.cx, &halts, &self.venue);
         if !by.is_empty() {
             return Acted::NotNeeded(format!("still halted by {}", join(&by)));
         }
@@ -169,12 +184,9 @@ impl Step for AllowTrading {
             None => Acted::NotNeeded(String::new()),
             Some(Action { job: Some(job), .. }) => actions::begin_job(&self.cx, job, entry, ALLOW_TIMEOUT).await,
             Some(Action { http: Some(request), .. }) => {
-                let limit = DEADLINE - Duration::from_millis(500);
-                match actions::allowed(self.cx.send(request, limit).await) {
+                match actions::allowed(self.cx.send(request, LEASED).await) {
                     // Proven by the read.
-                    Acted::Done(message) if self.venue.trading_suspended.is_some() => {
-                        Acted::Started { message, external_ref: None }
-                    }
+                    Acted::Done(message) if self.read.is_some() => Acted::Started { message, external_ref: None },
                     acted => acted,
                 }
             }
@@ -209,12 +221,11 @@ impl Step for Verify {
         {
             return Observation::InProgress(why);
         }
-        for step in AllowTrading::all(cx).into_iter().filter(|s| s.action.is_some()) {
-            let venue = &step.venue.name;
-            if !holders(cx, &halts, venue).is_empty() {
+        for PlanVenue { name: venue, trading_suspended, allow_trading } in &cx.plan.venues {
+            if allow_trading.is_empty() || !holders(cx, &halts, venue).is_empty() {
                 continue;
             }
-            match step.suspended().await {
+            match suspended(cx, trading_suspended.as_ref()).await {
                 None | Some(Ok(false)) => {}
                 Some(Ok(true)) => return Observation::InProgress(format!("venue {venue} refuses orders")),
                 Some(Err(why)) => return Observation::InProgress(format!("venue {venue}: {why}")),

@@ -139,7 +139,7 @@ async fn what_a_halt_calls_is_kept_warm_for_halts() {
     let mut made = 0;
     for looks in 1..=4 {
         let (halts, others) = (Arc::new(transport()), Arc::new(transport()));
-        let caller = Caller::new(others.clone(), client.clone());
+        let caller = Caller::new(others.clone(), client.clone(), Metrics::new());
         let surveyor = Surveyor::new(client.clone(), caller, halts.clone(), Guardrails::new(client.clone()));
         for _ in 0..looks {
             surveyor.near("trading", &spec).await;
@@ -230,7 +230,8 @@ fn workloads(count: usize) -> (Surveyor, Vec<View>) {
     let client = Client::new(service, "trading");
     let guard = Arc::new(Guard::new(GuardConfig::default()));
     let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
-    let caller = Caller::new(Arc::new(HttpTransport::new(connector, 1)), client.clone(), Metrics::new());
+    let transport = Arc::new(HttpTransport::new(connector, 1));
+    let caller = Caller::new(transport.clone(), client.clone(), Metrics::new());
     let view = |name: String| View {
         key: Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name },
         labels: BTreeMap::new(),
@@ -242,7 +243,7 @@ fn workloads(count: usize) -> (Surveyor, Vec<View>) {
         match_labels: None,
     };
     let views = (0..count).map(|n| view(format!("bot-{n}"))).collect();
-    (Surveyor::new(client.clone(), caller, Guardrails::new(client)), views)
+    (Surveyor::new(client.clone(), caller, transport, Guardrails::new(client)), views)
 }
 
 #[tokio::test]

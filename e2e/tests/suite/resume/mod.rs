@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use standfast_crds::{
@@ -412,4 +412,24 @@ async fn a_venue_that_does_not_take_the_allowance_keeps_the_resume_from_completi
     world.venue.clear_faults();
     world.resume_in("go-on", ResumePhase::Completed).await?;
     assert_trading(&world, 1).await
+}
+
+#[tokio::test]
+async fn a_job_that_allows_trading_does_not_outlive_its_resume() -> Result<()> {
+    let world = world("late-job").await?;
+    world.bot("bot", 1).await?;
+    let mut venue = world.venue_spec();
+    venue["allowTrading"] = json!([{"job": {"image": "allow"}}]);
+    world.system(&["bot"], json!({"venues": [venue]})).await?;
+    let _operator = world.operator().await?;
+    world.halt("stale", json!({})).await?;
+    world.halted("stale").await?;
+    world.resume("go-on", "stale").await?;
+    let jobs = async || anyhow::Ok(world.api::<Job>().list(&ListParams::default()).await?.items);
+    world.until("its Job is there", async || Ok((jobs().await?.len() == 1).then_some(()))).await?;
+    world.patch::<TradingResume>("go-on", json!({"spec": {"abort": true}})).await?;
+    world.resume_in("go-on", ResumePhase::Aborted).await?;
+    let going = jobs().await?.into_iter().filter(|j| j.metadata.deletion_timestamp.is_none()).count();
+    assert_eq!(going, 0);
+    assert_held(&world, "go-on-abort").await
 }

@@ -53,6 +53,7 @@ fn state(decision: &Decision) -> (StepState, i64) {
 #[case::unknown_for_long(Some(NOW - 61), Observation::Unknown("x".into()), StepState::Indeterminate)]
 #[case::unknown_for_a_moment(Some(NOW - 1), Observation::Unknown("x".into()), StepState::Running)]
 #[case::on_the_way(Some(NOW - 1), Observation::InProgress("x".into()), StepState::Running)]
+#[case::it_can_never_be_told(None, Observation::Indeterminate("x".into()), StepState::Indeterminate)]
 fn an_effect_that_may_not_be_repeated(
     #[case] deadline: Option<i64>,
     #[case] seen: Observation,
@@ -101,9 +102,32 @@ fn an_intent_of_another_term_is_looked_at_and_not_acted_on_before_its_deadline()
 }
 
 #[test]
+fn a_message_that_changes_at_every_look_moves_nothing() {
+    let definition = Definition { interval: Duration::from_secs(5), ..Definition::new("a") };
+    for seen in [Observation::InProgress("it is 12:00:01".into()), Observation::Unknown("it is 12:00:01".into())] {
+        let entry = StepStatus { message: Some("it is 12:00:00".into()), ..running("a", None, 3) };
+        let decision = ask(definition.clone(), entry, Some(seen.clone()), Controls::default());
+        let Decision::Record { steps, begin, wait } = decision else { panic!("{decision:?}") };
+        assert_eq!((begin.len(), wait), (0, Some(Duration::from_secs(5))));
+        assert_eq!(steps[0].message.as_deref(), Some("it is 12:00:01"));
+        // Said already.
+        let decision = ask(definition.clone(), steps[0].clone(), Some(seen), Controls::default());
+        assert_eq!(decision, Decision::Wait(Duration::from_secs(5)));
+    }
+    // Another step of the wave ends: there is more to do at once.
+    let waves = [vec![definition.clone(), Definition::new("b")]];
+    let seen = [("a", Observation::InProgress("x".into())), ("b", Observation::Done("x".into()))];
+    let seen = seen.into_iter().map(|(name, seen)| (name.to_owned(), seen)).collect();
+    let moment = Moment { now: at(NOW), epoch: 3, run: "u" };
+    let journal = [running("a", None, 3), running("b", None, 3)];
+    let decision = decide(&waves, &journal, &seen, moment, Controls::default());
+    assert!(matches!(&decision, Decision::Record { wait: None, .. }), "{decision:?}");
+}
+
+#[test]
 fn attempts_are_numbered_and_spaced() {
     let fresh = StepStatus { name: "a".into(), ..StepStatus::default() };
-    let Decision::Record { steps, begin } = ask(once("a"), fresh, None, Controls::default()) else { panic!() };
+    let Decision::Record { steps, begin, .. } = ask(once("a"), fresh, None, Controls::default()) else { panic!() };
     assert_eq!(begin, ["a"]);
     assert_eq!((steps[0].operation_id.as_deref(), steps[0].epoch), (Some("u/a/1"), Some(3)));
     assert_eq!(steps[0].deadline, Some(MicroTime(at(NOW + 14))));
@@ -149,7 +173,7 @@ fn a_failed_step_lets_its_wave_end_and_stops_the_rest() {
     let ask = |journal: &[StepStatus], observed: &_| decide(&waves, journal, observed, moment, Controls::default());
     assert_eq!(ask(&journal, &BTreeMap::new()), Decision::Observe(vec!["b".into()]));
     let seen = [("b".to_owned(), Observation::Done(String::new()))].into();
-    let Decision::Record { steps, begin } = ask(&journal, &seen) else { panic!() };
+    let Decision::Record { steps, begin, .. } = ask(&journal, &seen) else { panic!() };
     assert!(begin.is_empty());
     assert_eq!(ask(&steps, &BTreeMap::new()), Decision::Ended(End::Failed("a".into())));
     let retried = StepStatus { name: "b".into(), attempts: 2, ..StepStatus::default() };

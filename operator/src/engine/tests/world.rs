@@ -301,6 +301,97 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
+/// A gate says something else at each look, and is asked at its interval all the same.
+#[test]
+fn what_only_says_something_new_is_asked_at_its_interval() {
+    let shared = Shared(Arc::default(), Arc::default());
+    {
+        let mut world = shared.0.lock().unwrap();
+        (world.now, world.stored) = (NOW * 1_000_000, vec![running("gate", None, 1)]);
+        world.effects.insert("gate", vec!["u/gate/1".into()]);
+    }
+    let procedure: Procedure = vec![vec![Box::new(FakeStep("gate", Kind::Gate, shared.clone()))]];
+    let mut journal = FakeJournal(shared.clone(), shared.0.lock().unwrap().stored.clone(), 0);
+    for said in ["0 of 3", "1 of 3"] {
+        let clock = || at(NOW);
+        let run = advance(&procedure, &mut journal, "u", &Epoch(1), &clock, Controls::default());
+        assert_eq!(block_on(run), Ok(Advance::Wait(Duration::from_secs(2))));
+        assert_eq!(journal.1[0].message.as_deref(), Some(said));
+    }
+}
+
+/// A term that lasts so long.
+struct Lasting(Duration);
+
+impl Term for Lasting {
+    fn epoch(&self) -> i64 {
+        1
+    }
+
+    fn allows(&self, needed: Duration) -> Result<(), String> {
+        if needed < self.0 { Ok(()) } else { Err("too short".into()) }
+    }
+}
+
+/// One look at a step that is under way and done.
+fn record_done(term: Duration) -> (Result<Advance, RunError>, StepState) {
+    let shared = Shared(Arc::default(), Arc::default());
+    {
+        let mut world = shared.0.lock().unwrap();
+        (world.now, world.stored) = (NOW * 1_000_000, vec![running("once", None, 1)]);
+        world.effects.insert("once", vec!["u/once/1".into()]);
+    }
+    let procedure: Procedure = vec![vec![Box::new(FakeStep("once", Kind::Once, shared.clone()))]];
+    let mut journal = FakeJournal(shared.clone(), shared.0.lock().unwrap().stored.clone(), 0);
+    let (clock, term) = (|| at(NOW), Lasting(term));
+    let run = advance(&procedure, &mut journal, "u", &term, &clock, Controls::default());
+    (block_on(run), shared.0.lock().unwrap().stored[0].state)
+}
+
+#[test]
+fn what_was_seen_is_recorded_only_while_the_lease_outlasts_the_write() {
+    assert_eq!(record_done(Duration::from_secs(5)), (Ok(Advance::Moved), StepState::Succeeded));
+    let refused = Err(RunError::NotAllowed("too short".into()));
+    assert_eq!(record_done(Duration::from_secs(4)), (refused, StepState::Running));
+}
+
+/// The first attempt of a step whose call may take 5 s, in a term that is just too short for that.
+fn first_attempt(within_lease: bool) -> (StepState, usize) {
+    let shared = Shared(Arc::default(), Arc::default());
+    shared.0.lock().unwrap().now = NOW * 1_000_000;
+    let procedure: Procedure =
+        vec![vec![Box::new(Leased(FakeStep("level", Kind::Level, shared.clone()), within_lease))]];
+    let mut journal = FakeJournal(shared.clone(), vec![], 0);
+    let (clock, term) = (|| at(NOW), Lasting(Duration::from_millis(4500)));
+    let run = advance(&procedure, &mut journal, "u", &term, &clock, Controls::default());
+    assert_eq!(block_on(run), Ok(Advance::Moved));
+    let world = shared.0.lock().unwrap();
+    (world.stored[0].state, world.effects.get("level").map_or(0, Vec::len))
+}
+
+struct Leased(FakeStep, bool);
+
+#[async_trait]
+impl Step for Leased {
+    fn definition(&self) -> Definition {
+        Definition { within_lease: self.1, call: Duration::from_secs(5), ..self.0.definition() }
+    }
+
+    async fn observe(&self, entry: &StepStatus) -> Observation {
+        self.0.observe(entry).await
+    }
+
+    async fn act(&self, entry: &StepStatus) -> Acted {
+        self.0.act(entry).await
+    }
+}
+
+#[test]
+fn what_undoes_a_halt_is_begun_only_while_the_lease_outlasts_it() {
+    assert_eq!(first_attempt(false), (StepState::Succeeded, 1));
+    assert_eq!(first_attempt(true), (StepState::Pending, 0));
+}
+
 #[test]
 fn a_run_without_faults_does_everything_once() {
     let (end, shared) = block_on(live(vec![], vec![]));
@@ -367,7 +458,7 @@ proptest! {
     #[test]
     fn deciding_is_total(
         states in prop::collection::vec((0..6usize, 0..4i64, -90..90i64, any::<bool>(), 0..4i64, any::<bool>()), 7),
-        seen in prop::collection::vec(0..7usize, 7),
+        seen in prop::collection::vec(0..8usize, 7),
         (paused, abort) in any::<(bool, bool)>(),
     ) {
         use StepState::{Failed, Indeterminate, Pending, Running, Skipped, Succeeded};
@@ -393,11 +484,12 @@ proptest! {
                 Some(Observation::InProgress(text())),
                 Some(Observation::Unknown(text())),
                 Some(Observation::Failed(text())),
+                Some(Observation::Indeterminate(text())),
             ][seen].clone().map(|o| (name.to_owned(), o)));
         }
         let moment = Moment { now: at(NOW), epoch: 3, run: "u" };
         let controls = Controls { paused, abort };
-        if let Decision::Record { steps, begin } = decide(&waves, &journal, &observed, moment, controls) {
+        if let Decision::Record { steps, begin, .. } = decide(&waves, &journal, &observed, moment, controls) {
             prop_assert_ne!(&steps, &journal);
             prop_assert!(!paused || begin.is_empty());
             for (old, new) in journal.iter().zip(&steps) {

@@ -1,4 +1,5 @@
 mod gates;
+mod journal;
 mod plan;
 mod status;
 mod steps;

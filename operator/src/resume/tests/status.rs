@@ -82,5 +82,8 @@ fn endings(#[case] done: usize, #[case] phase: ResumePhase, #[case] conditions: 
 fn a_failure_says_whether_the_halt_holds() {
     assert_eq!(failure(&after(0), step::CHECKS), "not released: checks: busy");
     assert_eq!(failure(&after(2), step::RELEASE), "the release was asked for, but release: busy");
+    let mut old = after(2);
+    old.steps[2].message = Some("not released: the request grew old".into());
+    assert_eq!(failure(&old, step::RELEASE), "not released: the request grew old");
     assert_eq!(failure(&after(4), step::VERIFY), "the halt was released, but verify: busy");
 }

@@ -1,7 +1,7 @@
 //! Steps against a fake API server and a fake venue.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,11 +9,16 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Client, client::Body};
+use http_body_util::BodyExt;
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::{SignedDuration, Timestamp},
+};
+use kube::{Client, CustomResourceExt, client::Body};
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{StepStatus, TradingHalt};
+use standfast_crds::v1alpha1::{StepStatus, TradingHalt, TradingResume, TradingSystem};
 use tower::service_fn;
 
 use super::{BORN, REQUESTED, at, halt, plan, released_by};
@@ -30,6 +35,7 @@ use crate::{
     },
     resume::{
         context::{Context, Outside},
+        restore::Names,
         status::step,
         steps::procedure,
     },
@@ -44,6 +50,9 @@ struct Venue {
     suspended: bool,
     changes: Vec<String>,
     lose_answers: bool,
+    /// The status codes of the next changes; 200 afterwards.
+    answers: VecDeque<u16>,
+    unreadable: bool,
 }
 
 struct FakeVenue(Arc<Mutex<Venue>>);
@@ -54,10 +63,15 @@ impl Transport for FakeVenue {
         let mut venue = self.0.lock().unwrap();
         if call.method != Method::GET {
             venue.changes.push(call.url);
+            if let Some(status) = venue.answers.pop_front().filter(|s| *s >= 300) {
+                return Ok(Reply { status, body: Bytes::new() });
+            }
             venue.suspended = false;
             if venue.lose_answers {
                 return Err(CallError::UnknownOutcome("no answer".into()));
             }
+        } else if venue.unreadable {
+            return Err(CallError::NotSent("no connection".into()));
         }
         Ok(Reply { status: 200, body: Bytes::from(json!({"suspended": venue.suspended}).to_string()) })
     }
@@ -67,13 +81,14 @@ impl Transport for FakeVenue {
     }
 }
 
-/// An API server that knows these halts and nothing else; none, and it fails.
-fn api(halts: Option<Vec<TradingHalt>>) -> Client {
+/// An API server that knows these halts, this Job, whatever its name, and nothing else; no halts, and it fails.
+fn api(halts: Option<Vec<TradingHalt>>, job: Option<Value>) -> Client {
     let service = service_fn(move |request: Request<Body>| {
-        let list = request.uri().path().ends_with("/tradinghalts");
-        let (code, body) = match &halts {
-            Some(halts) if list => (200, json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": halts})),
-            None if list => (500, failure(500)),
+        let list = |items: Value| (200, json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items}));
+        let (code, body) = match request.uri().path().rsplit_once('/').unwrap() {
+            (_, "tradinghalts") => halts.as_ref().map_or_else(|| (500, failure(500)), |halts| list(json!(halts))),
+            (_, "pods") => list(json!([])),
+            (parent, _) if parent.ends_with("/jobs") && job.is_some() => (200, job.clone().unwrap()),
             _ => (404, failure(404)),
         };
         let answer = Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
@@ -87,7 +102,10 @@ fn failure(code: u16) -> Value {
 }
 
 fn context(halts: Option<Vec<TradingHalt>>, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
-    let client = api(halts);
+    context_of(api(halts, None), venue)
+}
+
+fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
     let caller = Caller::new(Arc::new(FakeVenue(Arc::clone(venue))), client.clone(), Metrics::new());
     let guard = Arc::new(Guard::new(GuardConfig::default()));
     let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
@@ -100,6 +118,7 @@ fn context(halts: Option<Vec<TradingHalt>>, venue: &Arc<Mutex<Venue>>) -> Arc<Co
         owner: Default::default(),
         plan: plan(),
         paused: false,
+        restored: Names::default(),
         requested_at: Some(at(REQUESTED)),
         until: at(BORN + 3600),
         outside: Arc::new(Outside {
@@ -123,10 +142,27 @@ async fn steps_have_names_of_their_own_and_only_one_kind_may_not_be_repeated() {
     let all: Vec<_> = procedure(&cx).iter().flatten().map(|s| s.definition()).collect();
     assert_eq!(all.iter().map(|d| &d.name).collect::<HashSet<_>>().len(), all.len());
     for definition in all {
-        assert_eq!(!definition.repeatable, definition.name.starts_with(step::ALLOW_TRADING), "{}", definition.name);
+        let name = &definition.name;
+        assert_eq!(!definition.repeatable, name.starts_with(step::ALLOW_TRADING), "{name}");
+        let undoes_the_halt = [step::RESTORE_WORKLOADS, step::APPLICATION_RESUME].contains(&name.as_str());
+        assert_eq!(definition.within_lease, undoes_the_halt, "{name}");
         // It is begun only when the lease outlasts it.
-        assert!(definition.repeatable || definition.call < Duration::from_secs(5));
+        assert!(definition.repeatable && !definition.within_lease || definition.call < Duration::from_secs(5));
     }
+}
+
+#[test]
+fn the_journal_has_room_for_the_longest_procedure() {
+    let schema = |crd: CustomResourceDefinition| {
+        serde_json::to_value(crd).unwrap()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"].clone()
+    };
+    let (system, resume) = (schema(TradingSystem::crd()), schema(TradingResume::crd()));
+    let venues = &system["spec"]["properties"]["venues"];
+    let actions = &venues["items"]["properties"]["allowTrading"]["maxItems"];
+    let most = venues["maxItems"].as_u64().unwrap() * actions.as_u64().unwrap();
+    let room = resume["status"]["properties"]["steps"]["maxItems"].as_u64().unwrap();
+    // The steps around them.
+    assert!(most + 16 <= room, "{most} steps of venues, room for {room}");
 }
 
 #[rstest]
@@ -157,13 +193,61 @@ async fn a_lost_answer_of_a_venue_is_settled_by_reading() {
     let venue = Arc::new(Mutex::new(Venue { suspended: true, lose_answers: true, ..Venue::default() }));
     let cx = context(Some(vec![halt("stale", BORN - 60, released_by("go"))]), &venue);
     let allow = find(&cx, "allow-trading-alpaca");
-    let intent = StepStatus {
-        deadline: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at(BORN))),
-        ..StepStatus::default()
-    };
+    let intent = StepStatus { deadline: Some(MicroTime(at(BORN))), ..StepStatus::default() };
     assert_eq!(allow.observe(&intent).await, Observation::NotDone("the venue refuses orders".into()));
     assert!(matches!(allow.act(&intent).await, Acted::Unknown(_)));
     assert_eq!(allow.observe(&intent).await, Observation::Done("the venue accepts orders".into()));
+}
+
+#[tokio::test]
+async fn each_of_several_actions_counts_by_its_own_answer() {
+    let venue = Arc::new(Mutex::new(Venue { suspended: true, answers: [200, 429].into(), ..Venue::default() }));
+    let stale = || halt("stale", BORN - 60, json!({"workloads": []}));
+    let mut cx = context(Some(vec![stale()]), &venue);
+    let plan = &mut Arc::get_mut(&mut cx).unwrap().plan;
+    plan.workloads = vec![];
+    let allow = plan.venues[0].allow_trading[0].clone();
+    plan.venues[0].allow_trading.push(allow);
+    let (one, two) = (find(&cx, "allow-trading-alpaca.1"), find(&cx, "allow-trading-alpaca.2"));
+    let intent = StepStatus { deadline: Some(MicroTime(at(BORN))), ..StepStatus::default() };
+    assert!(matches!(one.act(&intent).await, Acted::Done(_)));
+    // The venue accepts orders already: that tells nothing of the second one.
+    for _ in 0..2 {
+        assert!(matches!(two.observe(&intent).await, Observation::Unknown(_)));
+    }
+    assert_eq!(two.act(&intent).await, Acted::Again("answered 429".into()));
+    assert!(matches!(two.act(&intent).await, Acted::Done(_)));
+    assert_eq!(venue.lock().unwrap().changes.len(), 3);
+    venue.lock().unwrap().suspended = true;
+    let seen = find(&cx, step::VERIFY).observe(&intent).await;
+    assert_eq!(seen, Observation::InProgress("venue alpaca refuses orders".into()));
+}
+
+#[rstest]
+#[case::nobody_tells(false, false, true, "Indeterminate(\"Job bots/")]
+#[case::it_cannot_be_read(true, true, true, "Unknown(\"Job bots/")]
+#[case::it_did_nothing(true, false, true, "Failed(\"Job bots/")]
+#[case::it_did_it(true, false, false, "Done")]
+#[tokio::test]
+async fn what_a_job_did_that_failed_only_the_venue_can_tell(
+    #[case] readable: bool,
+    #[case] unreadable: bool,
+    #[case] suspended: bool,
+    #[case] expected: &str,
+) {
+    let venue = Arc::new(Mutex::new(Venue { suspended, unreadable, ..Venue::default() }));
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"name": "x", "namespace": "bots", "ownerReferences": [
+            {"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume", "name": "go", "uid": ""}]},
+        "status": {"conditions": [{"type": "Failed", "status": "True"}]}});
+    let mut cx = context_of(api(Some(vec![]), Some(job)), &venue);
+    let plan = &mut Arc::get_mut(&mut cx).unwrap().plan;
+    plan.venues[0].allow_trading = vec![serde_json::from_value(json!({"job": {"image": "allow"}})).unwrap()];
+    if !readable {
+        plan.venues[0].trading_suspended = None;
+    }
+    let seen = find(&cx, "allow-trading-alpaca").observe(&StepStatus::default()).await;
+    assert!(format!("{seen:?}").starts_with(expected), "{seen:?}");
 }
 
 #[tokio::test]
@@ -196,13 +280,22 @@ async fn the_halt_is_proven_before_anything_is_asked(#[case] halts: Option<Vec<T
 }
 
 #[rstest]
-#[case(vec![halt("stale", BORN - 60, released_by("go"))], "Done")]
-#[case(vec![halt("stale", BORN - 60, json!({}))], "InProgress")]
-#[case(vec![halt("stale", BORN - 60, released_by("other"))], "Failed")]
-#[case(vec![], "Failed")]
+#[case(vec![halt("stale", BORN - 60, released_by("go"))], 0, "Done")]
+#[case(vec![halt("stale", BORN - 60, json!({}))], 0, "InProgress")]
+#[case(vec![halt("stale", BORN - 60, released_by("other"))], 0, "Failed")]
+#[case(vec![], 0, "Failed")]
+#[case::not_acted_on(vec![halt("stale", BORN - 60, json!({}))], 60, "Failed(\"not released: the request")]
+#[case::begun_in_time(
+    vec![halt("stale", BORN - 60, json!({"released": {"resume": "go", "resumeUid": "uid-go", "requestedBy": "risk"}}))],
+    60,
+    "InProgress"
+)]
 #[tokio::test]
-async fn the_release_is_the_halts_own(#[case] halts: Vec<TradingHalt>, #[case] expected: &str) {
-    let seen = find(&context(Some(halts), &Arc::default()), step::RELEASE).observe(&StepStatus::default()).await;
+async fn the_release_is_the_halts_own(#[case] halts: Vec<TradingHalt>, #[case] age: i64, #[case] expected: &str) {
+    let mut cx = context(Some(halts), &Arc::default());
+    let requested = Timestamp::from_second(Timestamp::now().as_second() - age).unwrap();
+    Arc::get_mut(&mut cx).unwrap().requested_at = Some(requested);
+    let seen = find(&cx, step::RELEASE).observe(&StepStatus::default()).await;
     assert!(format!("{seen:?}").starts_with(expected), "{seen:?}");
 }
 
@@ -215,4 +308,99 @@ async fn the_release_is_the_halts_own(#[case] halts: Vec<TradingHalt>, #[case] e
 async fn workloads_are_restored_only_where_no_halt_holds(#[case] halts: Vec<TradingHalt>, #[case] expected: &str) {
     let acted = find(&context(Some(halts), &Arc::default()), step::RESTORE_WORKLOADS).act(&StepStatus::default()).await;
     assert!(format!("{acted:?}").starts_with(expected), "{acted:?}");
+}
+
+/// Deployments by name: their replicas, and how often they were raised. A change takes as long as it is told.
+#[derive(Default)]
+struct Deployments {
+    replicas: BTreeMap<String, (i64, usize)>,
+    refused: HashSet<String>,
+    takes: Duration,
+}
+
+/// An API server with these Deployments and a halt that was released.
+fn scaling(deployments: &Arc<Mutex<Deployments>>) -> Client {
+    let deployments = Arc::clone(deployments);
+    let halts = json!([halt("stale", BORN - 60, released_by("go"))]);
+    let service = service_fn(move |request: Request<Body>| {
+        let (deployments, halts) = (Arc::clone(&deployments), halts.clone());
+        async move {
+            let path = request.uri().path().to_owned();
+            let name = path.trim_end_matches("/scale").rsplit('/').next().unwrap().to_owned();
+            let change = request.method() == Method::PATCH;
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let takes = deployments.lock().unwrap().takes;
+            tokio::time::sleep(takes).await;
+            let mut deployments = deployments.lock().unwrap();
+            let (code, body) = if path.ends_with("/tradinghalts") {
+                (200, json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": halts}))
+            } else if change && deployments.refused.contains(&name) {
+                (403, failure(403))
+            } else {
+                let (replicas, raised) = deployments.replicas.entry(name.clone()).or_default();
+                if change {
+                    let patch: Value = serde_json::from_slice(&body).unwrap();
+                    (*replicas, *raised) = (patch[1]["value"].as_i64().unwrap(), *raised + 1);
+                }
+                let spec = json!({"replicas": *replicas});
+                let metadata = json!({"name": name, "namespace": "bots", "resourceVersion": "1"});
+                (200, json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, "spec": spec}))
+            };
+            Response::builder().status(code).body(Body::from(body.to_string().into_bytes()))
+        }
+    });
+    Client::new(service, "bots")
+}
+
+fn restoring(client: Client, names: &[&str]) -> Arc<Context> {
+    let mut cx = context_of(client, &Arc::default());
+    let workloads = names.iter().map(|name| json!({"kind": "Deployment", "name": name, "replicas": 3})).collect();
+    Arc::get_mut(&mut cx).unwrap().plan.workloads = serde_json::from_value(Value::Array(workloads)).unwrap();
+    cx
+}
+
+#[tokio::test]
+async fn a_workload_that_was_brought_back_is_not_raised_again() {
+    let deployments = Arc::new(Mutex::new(Deployments { refused: ["other".into()].into(), ..Deployments::default() }));
+    let cx = restoring(scaling(&deployments), &["bot", "other"]);
+    let restore = find(&cx, step::RESTORE_WORKLOADS);
+    let Acted::Again(why) = restore.act(&StepStatus::default()).await else { panic!() };
+    assert!(why.starts_with("1 of 2 workloads restored: the change of Deployment bots/other was refused"), "{why}");
+    assert_eq!(cx.restored.list(), ["Deployment bot"]);
+    {
+        let mut deployments = deployments.lock().unwrap();
+        assert_eq!(deployments.replicas["bot"], (3, 1));
+        // Somebody stops it again, for a reason of his own.
+        deployments.replicas.get_mut("bot").unwrap().0 = 0;
+        deployments.refused.clear();
+    }
+    // Also another process, which knows what is written down.
+    let mut cx = restoring(scaling(&deployments), &["bot", "other"]);
+    Arc::get_mut(&mut cx).unwrap().restored = Names::new(&["Deployment bot".into()]);
+    let acted = find(&cx, step::RESTORE_WORKLOADS).act(&StepStatus::default()).await;
+    assert_eq!(acted, Acted::Done("2 of 2 workloads restored".into()));
+    let deployments = deployments.lock().unwrap();
+    assert_eq!((deployments.replicas["bot"], deployments.replicas["other"]), ((0, 1), (3, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_workloads_are_restored_in_attempts_that_end_within_the_lease() {
+    let slow = Deployments { takes: Duration::from_millis(400), ..Deployments::default() };
+    let deployments = Arc::new(Mutex::new(slow));
+    let names: Vec<_> = (0..300).map(|n| format!("bot-{n}")).collect();
+    let cx = restoring(scaling(&deployments), &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let restore = find(&cx, step::RESTORE_WORKLOADS);
+    let mut attempts = 1;
+    loop {
+        let begun = tokio::time::Instant::now();
+        let acted = restore.act(&StepStatus::default()).await;
+        assert!(begun.elapsed() < restore.definition().call, "{:?}", begun.elapsed());
+        if acted == Acted::Done("301 of 301 workloads restored".into()) {
+            break;
+        }
+        assert!(matches!(&acted, Acted::Again(why) if why.ends_with("the others come next")), "{acted:?}");
+        attempts += 1;
+    }
+    assert!((2..10).contains(&attempts), "{attempts}");
+    assert!(deployments.lock().unwrap().replicas.values().all(|(replicas, raised)| (*replicas, *raised) == (3, 1)));
 }
