@@ -15,7 +15,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{TradingHalt, TradingSystem};
+use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
 use standfast_e2e::world::World;
 
 use crate::plane::world;
@@ -114,6 +114,16 @@ async fn held(world: &World) -> Result<String> {
     }
     let latched = Patch::Merge(json!({"status": {"latch": {"held": true, "configMap": "standfast-latch-stale"}}}));
     world.api::<TradingHalt>().patch_status("stale", &PatchParams::default(), &latched).await?;
+    let at = json!("2026-01-01T00:00:00.000000Z");
+    for (name, status) in [
+        ("at-the-gates", json!({})),
+        ("asked", json!({"releaseRequestedAt": at})),
+        ("ended", json!({"releaseRequestedAt": at, "finishedAt": at})),
+    ] {
+        world.resume(name, "stale").await?;
+        let patch = Patch::Merge(json!({"status": status}));
+        world.api::<TradingResume>().patch_status(name, &PatchParams::default(), &patch).await?;
+    }
     let owned = ListParams::default().labels("app=bot");
     let set = world
         .until("the Deployment has its ReplicaSet", async || {
@@ -221,6 +231,15 @@ fn rows(replica_set: &str) -> Vec<Row> {
         row("it becomes a latch", "PATCH", "api/v1 configmaps/plain", label("held".into()), RELEASE),
         row("delete the held halt", "DELETE", format!("{halts}/stale"), Value::Null, RELEASE),
         row("delete a halt that holds nothing", "DELETE", format!("{halts}/fresh"), Value::Null, WRITE),
+        row(
+            "delete a resume that has asked for the release",
+            "DELETE",
+            format!("{resumes}/asked"),
+            Value::Null,
+            RELEASE,
+        ),
+        row("delete a resume at its gates", "DELETE", format!("{resumes}/at-the-gates"), Value::Null, WRITE),
+        row("delete a resume that has ended", "DELETE", format!("{resumes}/ended"), Value::Null, WRITE),
         row(
             "delete the halted system",
             "DELETE",
@@ -337,6 +356,23 @@ async fn the_latch_and_its_guards_hold_for_every_role() -> Result<()> {
 async fn a_refusal_tells_why_and_how_to_go_on() -> Result<()> {
     let world = world("tells").await?;
     held(&world).await?;
+    world.bind("editor", "ClusterRole", "edit").await?;
+    let may = json!({"apiGroups": ["standfast.dev"], "verbs": ["get", "delete"], "resources": ["tradingresumes"]});
+    world.create::<Role>(json!({"metadata": {"name": "deleter"}, "rules": [may]})).await?;
+    world.bind("editor", "Role", "deleter").await?;
+    let refused = async || {
+        let (_, said) = world.kubectl(&["delete", "tradingresume/asked", "--as=editor"], "").await?;
+        Ok(said.split_once("denied request: ").map(|(_, how)| how.to_owned()))
+    };
+    let how = world.until("the role works", refused).await?;
+    assert_eq!(
+        how,
+        format!(
+            "this TradingResume has asked for the release of its halt and has not ended; abort it instead: kubectl \
+             --namespace {} patch tradingresume asked --type merge --patch '{{\"spec\":{{\"abort\":true}}}}'",
+            world.namespace
+        )
+    );
     let (done, said) = world.kubectl(&["scale", "deployment/bot", "--replicas=3"], "").await?;
     assert!(!done);
     assert_eq!(
