@@ -415,6 +415,10 @@ impl Transport for Recording {
     async fn probe(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
         self.inner.probe(namespace, url, timeout).await
     }
+
+    async fn warm(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
+        self.inner.warm(namespace, url, timeout).await
+    }
 }
 
 /// What a call to the API server is called, and whether it changes something.

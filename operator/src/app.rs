@@ -245,6 +245,7 @@ impl Warm {
         let watching = Arc::new(SystemReconciler::new(system::Parts {
             client,
             caller: (*caller).clone(),
+            halt_transport: parts.halt_transport,
             checker,
             guardrails: guardrails.clone(),
             systems: caches.systems.clone(),

@@ -35,6 +35,8 @@ use super::{BODY_LIMIT, Call, CallError, Reply, Transport, connect::Connector, g
 
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(90);
+/// How long a connection waits for a call after [`Transport::warm`], if the other side lets it.
+pub const WARM: Duration = Duration::from_secs(45);
 /// Unused connections kept for one host of one namespace.
 const IDLE_PER_HOST: usize = 16;
 /// Namespaces whose state is kept before unused ones are forgotten.
@@ -72,6 +74,12 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    fn now(sender: Sender) -> Self {
+        Self { sender, since: Instant::now() }
+    }
+}
+
 /// What is kept for a namespace.
 struct Tenant {
     slots: Semaphore,
@@ -104,19 +112,6 @@ impl HttpTransport {
             long: Semaphore::new(LONG_ANSWERS.0),
             per_namespace: concurrency.div_ceil(2),
             tenants: Mutex::default(),
-        }
-    }
-
-    /// Makes sure that a connection to `url` waits for a request.
-    pub async fn warm(&self, namespace: &str, url: &str, limit: Duration) -> Result<(), CallError> {
-        let (_, target) = self.connector.guard().target(namespace, url).map_err(CallError::Refused)?;
-        let tenant = self.tenant(namespace);
-        match take(&tenant, &key(&target)).await {
-            Some(sender) => {
-                keep(&tenant, key(&target), sender);
-                Ok(())
-            }
-            None => self.probe(namespace, url, limit).await,
         }
     }
 
@@ -166,7 +161,7 @@ impl HttpTransport {
         let host = &target.host;
         loop {
             let (mut sender, kept) = match take(tenant, &key(target)).await {
-                Some(sender) => (sender, true),
+                Some(idle) => (idle.sender, true),
                 None => {
                     let opened = timeout_at(deadline, self.open(target)).await;
                     (opened.map_err(|_| not_connected(target, limit))??, false)
@@ -226,7 +221,7 @@ impl Transport for HttpTransport {
             .await
             .map_err(|_| unknown(format!("the answer was not whole within {limit:?}")))?
             .map_err(unknown)?;
-        keep(&tenant, key(&target), sender);
+        keep(&tenant, key(&target), Idle::now(sender));
         let body = decode(&head.headers, body).map_err(unknown)?;
         Ok(Reply { status: head.status.as_u16(), body })
     }
@@ -235,8 +230,22 @@ impl Transport for HttpTransport {
         let (_, target) = self.connector.guard().target(namespace, url).map_err(CallError::Refused)?;
         let sender = timeout(limit, self.open(&target)).await.map_err(|_| not_connected(&target, limit))??;
         let tenant = self.tenant(namespace);
-        keep(&tenant, key(&target), sender);
+        keep(&tenant, key(&target), Idle::now(sender));
         Ok(())
+    }
+
+    async fn warm(&self, namespace: &str, url: &str, limit: Duration) -> Result<(), CallError> {
+        let (_, target) = self.connector.guard().target(namespace, url).map_err(CallError::Refused)?;
+        let tenant = self.tenant(namespace);
+        if let Some(idle) = take(&tenant, &key(&target)).await {
+            let lasts = idle.since.elapsed() + WARM <= IDLE;
+            // To be looked at is not to be used: it grows old, and a new one shows whether the name still leads there.
+            keep(&tenant, key(&target), idle);
+            if lasts {
+                return Ok(());
+            }
+        }
+        self.probe(namespace, url, limit).await
     }
 }
 
@@ -287,7 +296,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The kept connection that was used last, if one is still open.
-async fn take(tenant: &Tenant, key: &Key) -> Option<Sender> {
+async fn take(tenant: &Tenant, key: &Key) -> Option<Idle> {
     loop {
         let mut idle = lock(&tenant.idle).get_mut(key)?.pop()?;
         if idle.since.elapsed() > IDLE || idle.sender.is_closed() {
@@ -295,13 +304,13 @@ async fn take(tenant: &Tenant, key: &Key) -> Option<Sender> {
         }
         // Ready at once, unless the peer is closing it or misbehaved after its last answer.
         if let Ok(Ok(())) = timeout(Duration::from_millis(50), idle.sender.ready()).await {
-            return Some(idle.sender);
+            return Some(idle);
         }
     }
 }
 
-fn keep(tenant: &Tenant, key: Key, sender: Sender) {
-    if sender.is_closed() {
+fn keep(tenant: &Tenant, key: Key, unused: Idle) {
+    if unused.sender.is_closed() {
         return;
     }
     let mut idle = lock(&tenant.idle);
@@ -313,7 +322,7 @@ fn keep(tenant: &Tenant, key: Key, sender: Sender) {
     if kept.len() >= IDLE_PER_HOST {
         kept.remove(0);
     }
-    kept.push(Idle { sender, since: Instant::now() });
+    kept.push(unused);
 }
 
 /// Builds the request as it is written. Checks the headers, wherever they came from.

@@ -1,146 +1,16 @@
-use std::{
-    collections::HashMap,
-    io::{self, Write},
-    net::IpAddr,
-    sync::atomic::{AtomicUsize, Ordering},
-};
-
 use ::http::HeaderName;
 use rstest::rstest;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
+    net::TcpListener,
     time::sleep,
 };
 
 use super::*;
 use crate::outbound::{
-    connect::Resolve,
+    fakes::{After, Names, ONE_VENUE, Server, call, get, gzipped, ok, pass, transport, transport_with},
     guard::{Guard, GuardConfig},
 };
-
-/// Names that lead where a test says; each entry is the answers in turn, the last one for ever.
-#[derive(Default)]
-struct Names {
-    answers: Mutex<HashMap<String, Vec<Vec<IpAddr>>>>,
-    asked: AtomicUsize,
-}
-
-impl Names {
-    fn of(entries: &[(&str, &[&[&str]])]) -> Arc<Self> {
-        let ips = |turn: &&[&str]| turn.iter().map(|ip| ip.parse().unwrap()).collect();
-        let answers =
-            entries.iter().map(|(name, turns)| (format!("{name}."), turns.iter().rev().map(ips).collect())).collect();
-        Arc::new(Self { answers: Mutex::new(answers), asked: AtomicUsize::new(0) })
-    }
-}
-
-#[async_trait]
-impl Resolve for Names {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let mut answers = lock(&self.answers);
-        let turns = answers.get_mut(name).ok_or_else(|| io::Error::other("no such name"))?;
-        if turns.len() > 1 { Ok(turns.pop().unwrap()) } else { Ok(turns[0].clone()) }
-    }
-}
-
-/// A server that sends the same bytes to everybody, keeps the connection open and tells what it was sent.
-struct Server {
-    port: u16,
-    received: mpsc::UnboundedReceiver<String>,
-    connections: Arc<AtomicUsize>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum After {
-    KeepOpen,
-    Close,
-    Forever(&'static [u8], Duration),
-}
-
-impl Server {
-    async fn start(answer: impl Into<Vec<u8>>, after: After) -> Self {
-        let answer: Arc<Vec<u8>> = Arc::new(answer.into());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (tell, received) = mpsc::unbounded_channel();
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(serve(stream, Arc::clone(&answer), after, tell.clone()));
-            }
-        });
-        Self { port, received, connections }
-    }
-
-    fn requests(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.received.try_recv().ok()).collect()
-    }
-}
-
-async fn serve(mut stream: TcpStream, answer: Arc<Vec<u8>>, after: After, tell: mpsc::UnboundedSender<String>) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(size @ 1..) = stream.read(&mut buffer).await {
-        let _ = tell.send(String::from_utf8_lossy(&buffer[..size]).into_owned());
-        if stream.write_all(&answer).await.is_err() {
-            return;
-        }
-        if after == After::Close {
-            return;
-        }
-        while let After::Forever(more, pause) = after {
-            if stream.write_all(more).await.is_err() {
-                return;
-            }
-            sleep(pause).await;
-        }
-    }
-}
-
-const ONE_VENUE: &[(&str, &[&[&str]])] = &[("venue.test", &[&["127.0.0.1"]])];
-
-fn transport_with(names: Arc<Names>, allow: &[&str]) -> HttpTransport {
-    let allow_cidrs = allow.iter().map(|net| net.parse().unwrap()).collect();
-    let guard = Guard::new(GuardConfig { allow_cidrs, ..GuardConfig::default() });
-    HttpTransport::new(Connector::new(Arc::new(guard), names, Vec::new()).unwrap(), 8)
-}
-
-fn transport() -> HttpTransport {
-    transport_with(Names::of(ONE_VENUE), &["127.0.0.0/8"])
-}
-
-fn call(method: http::Method, url: String) -> Call {
-    Call {
-        namespace: "trading".into(),
-        method,
-        url,
-        headers: Vec::new(),
-        body: None,
-        timeout: Duration::from_millis(500),
-    }
-}
-
-fn get(url: String) -> Call {
-    call(http::Method::GET, url)
-}
-
-fn ok(body: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-}
-
-fn gzipped(plain: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(plain).unwrap();
-    let body = encoder.finish().unwrap();
-    let mut answer =
-        format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
-    answer.extend(body);
-    answer
-}
 
 #[tokio::test]
 async fn sends_what_was_asked_for_and_keeps_the_connection() {
@@ -153,7 +23,7 @@ async fn sends_what_was_asked_for_and_keeps_the_connection() {
         let reply = transport.send(call.clone()).await.unwrap();
         assert_eq!((reply.status, &reply.body[..]), (200, &b"[]"[..]));
     }
-    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(server.connections(), 1);
     let requests = server.requests().concat();
     assert_eq!(requests.matches("PATCH /v2/config?a=b%20c HTTP/1.1\r\n").count(), 3);
     for part in [
@@ -187,7 +57,7 @@ async fn a_probe_sends_nothing_and_leaves_a_warm_connection() {
     transport.warm("trading", &url, Duration::from_secs(1)).await.unwrap();
     assert_eq!(server.requests(), Vec::<String>::new());
     transport.send(get(url)).await.unwrap();
-    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(server.connections(), 1);
 }
 
 #[tokio::test]
@@ -199,7 +69,23 @@ async fn namespaces_share_no_connection() {
         call.namespace = namespace.into();
         transport.send(call).await.unwrap();
     }
-    assert_eq!(server.connections.load(Ordering::SeqCst), 2);
+    assert_eq!(server.connections(), 2);
+}
+
+/// A connection that only waits does not hide for long that its name leads elsewhere now.
+#[tokio::test]
+async fn warmth_grows_old() {
+    let server = Server::start(ok("[]"), After::KeepOpen).await;
+    let names = Names::of(&[("venue.test", &[&["127.0.0.1"], &["169.254.169.254"]])]);
+    let transport = transport_with(names, &["127.0.0.0/8"]);
+    let url = format!("http://venue.test:{}/", server.port);
+    let limit = Duration::from_secs(30);
+    transport.warm("trading", &url, limit).await.unwrap();
+    pass((IDLE - WARM) / 2).await;
+    transport.warm("trading", &url, limit).await.unwrap();
+    pass(IDLE - WARM).await;
+    let error = transport.warm("trading", &url, limit).await.unwrap_err();
+    assert!(matches!(error, CallError::Refused(_)), "{error}");
 }
 
 #[tokio::test]
@@ -257,7 +143,7 @@ async fn loopback_is_refused_unless_opened() {
         let error = transport.send(get(url)).await.unwrap_err();
         assert!(matches!(error, CallError::Refused(_)), "{error}");
     }
-    assert_eq!((server.requests().len(), server.connections.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!((server.requests().len(), server.connections()), (0, 0));
 }
 
 /// The refused address among allowed ones is left out, not tried.

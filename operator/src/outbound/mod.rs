@@ -8,6 +8,9 @@ pub mod connect;
 pub mod guard;
 pub mod http;
 
+#[cfg(test)]
+pub(crate) mod fakes;
+
 use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue, Method};
@@ -65,4 +68,9 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Whether `url` could be called now: name resolution, TCP and TLS, without sending a request.
     async fn probe(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError>;
+
+    /// The same, where calls are to find a connection later: one that waits for them already is as good as a new one.
+    async fn warm(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
+        self.probe(namespace, url, timeout).await
+    }
 }

@@ -38,6 +38,7 @@ use crate::{
     calls::Caller,
     controller::{Failure, Guarded, Reconcile, Trigger},
     guardrails::Guardrails,
+    outbound::Transport,
     workloads::{View, Workloads},
 };
 
@@ -67,6 +68,8 @@ pub struct Parts {
     pub client: Client,
     /// The way to venues.
     pub caller: Caller,
+    /// The way to venues that halts have.
+    pub halt_transport: Arc<dyn Transport>,
     /// Asks checks.
     pub checker: Checker,
     /// The guardrails' state.
@@ -128,7 +131,9 @@ impl Reconcile for SystemReconciler {
 impl SystemReconciler {
     /// A controller of these parts.
     pub fn new(parts: Parts) -> Self {
-        let surveyor = Surveyor::new(parts.client.clone(), parts.caller.clone(), parts.guardrails.clone());
+        let halt_transport = Arc::clone(&parts.halt_transport);
+        let surveyor =
+            Surveyor::new(parts.client.clone(), parts.caller.clone(), halt_transport, parts.guardrails.clone());
         let rounds = Rounds::new(Arc::new(surveyor), parts.checker.clone(), parts.trigger.clone());
         Self { parts, rounds }
     }

@@ -32,7 +32,7 @@ use crate::{
     calls::Caller,
     guardrails::{GuardrailState, Guardrails, namespace_enabled, namespace_excluded},
     jobs::{self, JobError},
-    outbound::{Call, CallError},
+    outbound::{Call, CallError, Transport},
     workloads::{Key, View},
 };
 
@@ -72,16 +72,19 @@ impl Survey {
 pub(super) struct Surveyor {
     client: Client,
     caller: Caller,
+    halt_transport: Arc<dyn Transport>,
     guardrails: Guardrails,
     permissions: Permissions,
 }
 
 impl Surveyor {
-    pub fn new(client: Client, caller: Caller, guardrails: Guardrails) -> Self {
-        Self { permissions: Permissions::new(client.clone()), client, caller, guardrails }
+    /// A surveyor that makes calls as `caller` does, and keeps connections of `halt_transport` warm.
+    pub fn new(client: Client, caller: Caller, halt_transport: Arc<dyn Transport>, guardrails: Guardrails) -> Self {
+        Self { permissions: Permissions::new(client.clone()), client, caller, halt_transport, guardrails }
     }
 
-    /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps connections warm.
+    /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps the connections warm that a halt
+    /// would use.
     pub async fn near(&self, namespace: &str, spec: &TradingSystemSpec) -> Survey {
         let labelled = async {
             if namespace_excluded(namespace) { None } else { Some(namespace_enabled(&self.client, namespace).await) }
@@ -136,7 +139,9 @@ impl Surveyor {
         }
         let hosts = endpoints(&calls);
         let probes = hosts.into_iter().map(|endpoint| async move {
-            let found = self.caller.transport().probe(namespace, &endpoint.url, DEADLINE).await;
+            // Halts have connections of their own: only what waits there is of use to them.
+            let transport = if endpoint.halting { &self.halt_transport } else { self.caller.transport() };
+            let found = transport.warm(namespace, &endpoint.url, DEADLINE).await;
             (endpoint, found)
         });
         let probes = some_at_once(probes).await;
@@ -298,6 +303,8 @@ fn credential_survey(calls: &[Prepared<'_>]) -> Survey {
 #[derive(Debug)]
 struct Endpoint<'a> {
     url: String,
+    /// A halt calls it.
+    halting: bool,
     /// Fields of requests that are needed under a halt.
     needed_by: Vec<&'a str>,
 }
@@ -317,7 +324,10 @@ fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
         let Ok(call) = call else { continue };
         let Ok(url) = crate::outbound::guard::parse(&call.url) else { continue };
         let host = url[..url::Position::BeforePath].to_owned();
-        let endpoint = hosts.entry(host).or_insert_with(|| Endpoint { url: call.url.clone(), needed_by: vec![] });
+        let new = || Endpoint { url: call.url.clone(), halting: false, needed_by: vec![] };
+        let endpoint = hosts.entry(host).or_insert_with(new);
+        // What a halt works without it calls all the same: the bot is asked to stop too.
+        endpoint.halting |= request.under_halt || request.best_effort;
         if request.under_halt && !request.best_effort {
             endpoint.needed_by.push(path);
         }

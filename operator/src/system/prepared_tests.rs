@@ -1,9 +1,20 @@
-use http::Method;
+use std::convert::Infallible;
+
+use http::{Method, Request as Asked, Response};
+use kube::client::Body;
 use rstest::rstest;
 use serde_json::json;
 use standfast_crds::v1alpha1::TradingSystem;
+use tower::service_fn;
 
 use super::*;
+use crate::{
+    outbound::{
+        fakes::{After, Server, get, ok, pass, transport},
+        http::WARM,
+    },
+    system::rounds::NEAR_INTERVAL,
+};
 
 fn call(url: &str) -> Call {
     Call {
@@ -87,14 +98,68 @@ fn a_secret_is_missed_once_and_each_host_is_probed_once() {
         "Secret trading/alpaca does not exist: create it (spec.venues[alpaca].allowTrading[0] and 1 more)"
     );
     let hosts = endpoints(&calls);
-    let seen: Vec<_> = hosts.iter().map(|h| (h.url.as_str(), h.needed_by.len())).collect();
-    assert_eq!(seen, [("http://bot.trading.svc/halt", 0), ("https://venue.example/v2/orders?status=open", 1)]);
+    let seen: Vec<_> = hosts.iter().map(|h| (h.url.as_str(), h.halting, h.needed_by.len())).collect();
+    let orders = "https://venue.example/v2/orders?status=open";
+    assert_eq!(seen, [("http://bot.trading.svc/halt", true, 0), (orders, true, 1)]);
     let down = || CallError::NotSent("no connection to venue.example".into());
     // The bot's own endpoint is best effort: a halted bot does not answer.
     assert_eq!(hosts[0].problem(down()), None);
     let problem = hosts[1].problem(down()).unwrap();
     assert_eq!(problem.reason, "EndpointUnreachable");
     assert_eq!(problem.message, "no connection to venue.example (spec.venues[alpaca].openOrders[0])");
+}
+
+/// A Kubernetes API that has nothing.
+fn empty_cluster() -> Client {
+    let service = service_fn(|_: Asked<Body>| async {
+        let none = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
+        Ok::<_, Infallible>(Response::builder().status(404).body(Body::from(none.to_string().into_bytes())).unwrap())
+    });
+    Client::new(service, "default")
+}
+
+#[tokio::test]
+async fn what_a_halt_calls_is_kept_warm_for_halts() {
+    let [venue, later] =
+        [Server::start(ok("[]"), After::KeepOpen).await, Server::start(ok("[]"), After::KeepOpen).await];
+    let url = |server: &Server| format!("http://venue.test:{}/", server.port);
+    let spec: TradingSystemSpec = serde_json::from_value(json!({
+        "workloads": [],
+        "venues": [{
+            "name": "venue",
+            "openOrders": [{"http": {"url": url(&venue)}}],
+            "allowTrading": [{"http": {"url": url(&later)}}],
+        }],
+    }))
+    .unwrap();
+    let client = empty_cluster();
+    let mut made = 0;
+    for looks in 1..=4 {
+        let (halts, others) = (Arc::new(transport()), Arc::new(transport()));
+        let caller = Caller::new(others.clone(), client.clone());
+        let surveyor = Surveyor::new(client.clone(), caller, halts.clone(), Guardrails::new(client.clone()));
+        for _ in 0..looks {
+            surveyor.near("trading", &spec).await;
+            // Until the next look, and more.
+            pass(NEAR_INTERVAL + DEADLINE).await;
+        }
+        // Every second look finds a connection that will do.
+        made += usize::div_ceil(looks, 2);
+        halts.send(get(url(&venue))).await.unwrap();
+        others.send(get(url(&later))).await.unwrap();
+        assert_eq!((venue.connections(), later.connections()), (made, made), "after {looks} looks");
+        // Halts and others share none.
+        made += 1;
+        others.send(get(url(&venue))).await.unwrap();
+        halts.send(get(url(&later))).await.unwrap();
+        assert_eq!((venue.connections(), later.connections()), (made, made), "after {looks} looks");
+    }
+}
+
+#[test]
+fn connections_are_kept_until_the_next_look() {
+    // The look itself, and one that had to wait for its turn.
+    assert!(NEAR_INTERVAL + 2 * DEADLINE < WARM, "{WARM:?}");
 }
 
 #[test]
