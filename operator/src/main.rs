@@ -68,7 +68,6 @@ async fn run(args: Args) -> Result<()> {
         allow_cidrs: args.allow_cidrs.0.clone(),
         cluster_domain: args.cluster_domain.clone(),
         api_server: api_server::addresses(&config, &args.cluster_domain, &SystemResolver::default()).await,
-        ..GuardConfig::default()
     }));
     let connector = || Connector::new(Arc::clone(&guard), Arc::new(SystemResolver::default()), vec![]);
     let connector = || connector().context("setting up TLS");

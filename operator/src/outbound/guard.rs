@@ -17,8 +17,6 @@ pub struct GuardConfig {
     /// Ranges that may be called although a built-in rule refuses them, and whose addresses may stand in URLs. A range
     /// opens a built-in refusal only if it lies within the refused range: `0.0.0.0/0` does not open `127.0.0.0/8`.
     pub allow_cidrs: Vec<IpNet>,
-    /// Ranges of pods and services, when known: reached only through names of the caller's own services.
-    pub cluster_cidrs: Vec<IpNet>,
     /// The cluster's DNS domain.
     pub cluster_domain: String,
     /// Addresses of the API server. Never called, on any port; on loopback, only that port is refused.
@@ -30,7 +28,6 @@ impl Default for GuardConfig {
         Self {
             deny_cidrs: Vec::new(),
             allow_cidrs: Vec::new(),
-            cluster_cidrs: Vec::new(),
             cluster_domain: "cluster.local".into(),
             api_server: Vec::new(),
         }
@@ -94,6 +91,16 @@ const REFUSED: &[(&str, &str)] = &[
     ("ff00::/8", "a multicast address"),
 ];
 
+/// Where pods, services and nodes are. A name outside the cluster may lead there too, so these are refused to all but
+/// the services of the caller's own namespace: nothing else tells apart whose pod an address is.
+const PRIVATE: &[(&str, &str)] = &[
+    ("10.0.0.0/8", "a private address"),
+    ("100.64.0.0/10", "a private address"),
+    ("172.16.0.0/12", "a private address"),
+    ("192.168.0.0/16", "a private address"),
+    ("fc00::/7", "a private address"),
+];
+
 impl Guard {
     /// A guard with a site's settings.
     pub fn new(mut config: GuardConfig) -> Self {
@@ -142,17 +149,14 @@ impl Guard {
                 return refuse("which is the Kubernetes API server");
             }
         }
+        let private: &[_] = if matches!(target.lookup, Lookup::Service(_)) { &[] } else { PRIVATE };
         for form in &forms {
-            for (range, what) in REFUSED {
+            for (range, what) in REFUSED.iter().chain(private) {
                 let Ok(range) = range.parse::<IpNet>() else { continue };
                 let opened = |net: &IpNet| range.contains(net) && net.contains(form);
                 if range.contains(form) && !self.config.allow_cidrs.iter().any(opened) {
                     return refuse(&format!("{what}, which is refused unless the operator's allowCIDRs opens it"));
                 }
-            }
-            let in_cluster = self.config.cluster_cidrs.iter().any(|net| net.contains(form));
-            if in_cluster && matches!(target.lookup, Lookup::Name(_)) {
-                return refuse("an address of this cluster: name the service, SERVICE.NAMESPACE.svc");
             }
         }
         Ok(())
