@@ -35,6 +35,7 @@ mod tests {
     use std::{io, net::IpAddr};
 
     use super::*;
+    use crate::outbound::connect::Service;
 
     struct Names;
 
@@ -46,6 +47,10 @@ mod tests {
                 "kubernetes.default.svc.cluster.local." => Ok(vec!["10.96.0.1".parse().unwrap()]),
                 _ => Err(io::Error::other("no such name")),
             }
+        }
+
+        async fn resolve_service(&self, _: &str) -> io::Result<Service> {
+            Err(io::Error::other("no such name"))
         }
     }
 

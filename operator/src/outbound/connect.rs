@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use dns_lookup::{AddrFamily, AddrInfo, AddrInfoHints, SockType, getaddrinfo};
 use futures::future::select_ok;
 use rustls::{
     ClientConfig,
@@ -36,11 +37,23 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(200);
 /// Name resolutions under way at once; the system's resolver blocks a thread for each.
 const LOOKUPS: usize = 64;
 
+/// What the name of a service stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// The name that really has the addresses, or some of them, if it is another one.
+    pub alias_of: Option<String>,
+    /// The addresses.
+    pub ips: Vec<IpAddr>,
+}
+
 /// Turns names into addresses. Injected, so that tests can let names lead where they like.
 #[async_trait]
 pub trait Resolve: Send + Sync + 'static {
     /// The addresses of an absolute name.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
+
+    /// Those of a service's absolute name, and whether it is an alias.
+    async fn resolve_service(&self, name: &str) -> io::Result<Service>;
 }
 
 /// The system's resolver.
@@ -54,19 +67,69 @@ impl Default for SystemResolver {
     }
 }
 
-#[async_trait]
-impl Resolve for SystemResolver {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+impl SystemResolver {
+    async fn ask<T: Send + 'static>(
+        &self,
+        name: &str,
+        question: impl FnOnce(&str) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         // The slot is given back when the resolver is done, which may be after the caller lost patience.
         let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(io::Error::other)?;
         let name = name.to_owned();
         tokio::task::spawn_blocking(move || {
             let _slot = slot;
-            Ok((name.as_str(), 0).to_socket_addrs()?.map(|address| address.ip()).collect())
+            question(&name)
         })
         .await
         .map_err(io::Error::other)?
     }
+}
+
+#[async_trait]
+impl Resolve for SystemResolver {
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.ask(name, |name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())).await
+    }
+
+    async fn resolve_service(&self, name: &str) -> io::Result<Service> {
+        self.ask(name, service).await
+    }
+}
+
+/// Asks for one family after the other: of both together the C library tells one name only, and whoever owns the
+/// service may have changed it between the two answers.
+fn service(name: &str) -> io::Result<Service> {
+    let mut service = Service::default();
+    let mut failure = None;
+    for family in [AddrFamily::Inet, AddrFamily::Inet6] {
+        let hints = AddrInfoHints {
+            flags: libc::AI_CANONNAME,
+            address: family.into(),
+            socktype: SockType::Stream.into(),
+            ..AddrInfoHints::default()
+        };
+        let answer = getaddrinfo(Some(name), None, Some(hints)).map_err(io::Error::from);
+        match answer.and_then(Iterator::collect::<io::Result<Vec<AddrInfo>>>) {
+            Ok(all) => {
+                // An answer that does not say whose the addresses are is as good as one that names somebody else.
+                let owner = all.iter().find_map(|info| info.canonname.clone()).unwrap_or_default();
+                if !same(&owner, name) {
+                    service.alias_of = Some(owner);
+                }
+                service.ips.extend(all.iter().map(|info| info.sockaddr.ip()));
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) if service.ips.is_empty() => Err(error),
+        _ => Ok(service),
+    }
+}
+
+/// Whether two absolute names are the same, with or without the dot at the end.
+fn same(a: &str, b: &str) -> bool {
+    a.trim_end_matches('.').eq_ignore_ascii_case(b.trim_end_matches('.'))
 }
 
 /// Makes connections, to allowed addresses only.
@@ -109,11 +172,22 @@ impl Connector {
     /// A TCP connection to an allowed address of `target`.
     pub async fn tcp(&self, target: &Target) -> Result<TcpStream, CallError> {
         let host = &target.host;
+        let unresolved = |e: io::Error| {
+            CallError::NotSent(format!("the name {host} did not resolve: {e}; check the host in the url and DNS"))
+        };
         let addresses = match &target.lookup {
             Lookup::Address(ip) => vec![*ip],
-            Lookup::Name(name) | Lookup::Service(name) => self.resolver.resolve(name).await.map_err(|e| {
-                CallError::NotSent(format!("the name {host} did not resolve: {e}; check the host in the url and DNS"))
-            })?,
+            Lookup::Name(name) => self.resolver.resolve(name).await.map_err(unresolved)?,
+            Lookup::Service(name) => match self.resolver.resolve_service(name).await.map_err(unresolved)? {
+                Service { alias_of: None, ips } => ips,
+                // A Service of the type ExternalName stands for any name, also for a service of another namespace.
+                Service { alias_of: Some(other), .. } => {
+                    return Err(CallError::Refused(format!(
+                        "{host} is only another name for {other:?}: Services of the type ExternalName are not \
+                         followed; put the name that is meant into the url"
+                    )));
+                }
+            },
         };
         let mut allowed = Vec::new();
         let mut refusal = None;
@@ -219,5 +293,28 @@ impl AsyncWrite for Connection {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_system_knows_aliases() {
+        let resolver = SystemResolver::default();
+        let ips = resolver.resolve("localhost").await.unwrap();
+        let service = resolver.resolve_service("localhost").await.unwrap();
+        assert!(!ips.is_empty() && ips.iter().all(IpAddr::is_loopback), "{ips:?}");
+        assert!(ips.iter().all(|ip| service.ips.contains(ip)), "{service:?}");
+        assert_ne!(service.alias_of.as_deref(), Some(""), "it says whose the addresses are");
+        resolver.resolve_service("no-such-name.invalid.").await.unwrap_err();
+    }
+
+    #[test]
+    fn names_are_the_same() {
+        assert!(same("bot.trading.svc.cluster.local", "Bot.trading.svc.cluster.local."));
+        assert!(!same("bot.other.svc.cluster.local", "bot.trading.svc.cluster.local."));
+        assert!(!same("", "bot.trading.svc.cluster.local."));
     }
 }

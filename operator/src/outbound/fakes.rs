@@ -22,19 +22,28 @@ use tokio::{
 
 use super::{
     Call,
-    connect::{Connector, Resolve},
+    connect::{Connector, Resolve, Service},
     guard::{Guard, GuardConfig},
     http::HttpTransport,
 };
 
-/// Names that lead where a test says; each entry is the answers in turn, the last one for ever.
-pub(crate) struct Names(Mutex<HashMap<String, Vec<Vec<IpAddr>>>>);
+/// Names that lead where a test says; each entry is the answers in turn, the last one for ever. An answer that begins
+/// with a name is that of an alias.
+pub(crate) struct Names(Mutex<HashMap<String, Vec<Service>>>);
 
 impl Names {
     pub fn of(entries: &[(&str, &[&[&str]])]) -> Arc<Self> {
-        let ips = |turn: &&[&str]| turn.iter().map(|ip| ip.parse().unwrap()).collect();
-        let answers =
-            entries.iter().map(|(name, turns)| (format!("{name}."), turns.iter().rev().map(ips).collect())).collect();
+        let answer = |turn: &&[&str]| {
+            let (alias_of, ips) = match turn {
+                [alias, ips @ ..] if alias.parse::<IpAddr>().is_err() => (Some((*alias).to_owned()), ips),
+                ips => (None, *ips),
+            };
+            Service { alias_of, ips: ips.iter().map(|ip| ip.parse().unwrap()).collect() }
+        };
+        let answers = entries
+            .iter()
+            .map(|(name, turns)| (format!("{name}."), turns.iter().rev().map(answer).collect()))
+            .collect();
         Arc::new(Self(Mutex::new(answers)))
     }
 }
@@ -42,6 +51,10 @@ impl Names {
 #[async_trait]
 impl Resolve for Names {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.resolve_service(name).await.map(|service| service.ips)
+    }
+
+    async fn resolve_service(&self, name: &str) -> io::Result<Service> {
         let mut answers = self.0.lock().unwrap();
         let turns = answers.get_mut(name).ok_or_else(|| io::Error::other("no such name"))?;
         if turns.len() > 1 { Ok(turns.pop().unwrap()) } else { Ok(turns[0].clone()) }

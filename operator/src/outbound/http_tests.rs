@@ -135,6 +135,33 @@ async fn names_that_lead_to_refused_addresses(#[case] ips: &[&str]) {
     assert!(matches!(error, CallError::Refused(_)), "{error}");
 }
 
+/// A Service of the type ExternalName stands for any name: of its namespace is only its own name.
+#[rstest]
+#[case::other_namespace("victim.other.svc.cluster.local")]
+#[case::outside("venue.example")]
+#[case::like_it("bot.trading.svc.cluster.local.venue.example")]
+#[tokio::test]
+async fn services_that_are_aliases(#[case] alias: &'static str) {
+    let server = Server::start(ok("[]"), After::KeepOpen).await;
+    let names = Names::of(&[
+        ("bot.trading.svc.cluster.local", &[&[alias, "127.0.0.1"]]),
+        ("plain.trading.svc.cluster.local", &[&["127.0.0.1"]]),
+        ("venue.test", &[&[alias, "127.0.0.1"]]),
+    ]);
+    let transport = transport_with(names, &["127.0.0.0/8"]);
+    let url = |host: &str| format!("http://{host}:{}/", server.port);
+    let expected = format!(
+        "bot.trading.svc is only another name for {alias:?}: Services of the type ExternalName are not followed; put \
+         the name that is meant into the url"
+    );
+    let error = transport.send(get(url("bot.trading.svc"))).await.unwrap_err();
+    assert!(matches!(&error, CallError::Refused(why) if *why == expected), "{error}");
+    assert_eq!(server.connections(), 0);
+    transport.send(get(url("plain.trading.svc"))).await.unwrap();
+    // Names outside of the cluster often are aliases; where they lead is checked as it is for all.
+    transport.send(get(url("venue.test"))).await.unwrap();
+}
+
 #[tokio::test]
 async fn loopback_is_refused_unless_opened() {
     let mut server = Server::start(ok("[]"), After::KeepOpen).await;
