@@ -21,7 +21,7 @@ pub async fn addresses(config: &kube::Config, cluster_domain: &str, resolver: &d
     for (host, port) in hosts {
         let ips = match host.parse() {
             Ok(ip) => vec![ip],
-            Err(_) => resolver.resolve(&host).await.unwrap_or_default(),
+            Err(_) => resolver.resolve("", &host).await.unwrap_or_default(),
         };
         found.extend(ips.into_iter().map(|ip| SocketAddr::new(ip, port)));
     }
@@ -41,7 +41,7 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Resolve for Names {
-        async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        async fn resolve(&self, _: &str, name: &str) -> io::Result<Vec<IpAddr>> {
             match name {
                 "api.example" => Ok(vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]),
                 "kubernetes.default.svc.cluster.local." => Ok(vec!["10.96.0.1".parse().unwrap()]),
@@ -49,7 +49,7 @@ mod tests {
             }
         }
 
-        async fn resolve_service(&self, _: &str) -> io::Result<Service> {
+        async fn resolve_service(&self, _: &str, _: &str) -> io::Result<Service> {
             Err(io::Error::other("no such name"))
         }
     }

@@ -50,11 +50,11 @@ impl Names {
 
 #[async_trait]
 impl Resolve for Names {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        self.resolve_service(name).await.map(|service| service.ips)
+    async fn resolve(&self, namespace: &str, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.resolve_service(namespace, name).await.map(|service| service.ips)
     }
 
-    async fn resolve_service(&self, name: &str) -> io::Result<Service> {
+    async fn resolve_service(&self, _: &str, name: &str) -> io::Result<Service> {
         let mut answers = self.0.lock().unwrap();
         let turns = answers.get_mut(name).ok_or_else(|| io::Error::other("no such name"))?;
         if turns.len() > 1 { Ok(turns.pop().unwrap()) } else { Ok(turns[0].clone()) }

@@ -43,6 +43,8 @@ pub struct Guard {
 /// Where a request goes, as far as its URL says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// Who wants to go there.
+    pub namespace: String,
     /// The host as it stands in the URL, in lower case.
     pub host: String,
     /// The port, the scheme's own if the URL names none.
@@ -119,7 +121,7 @@ impl Guard {
             Some(Host::Domain(name)) => (name.to_ascii_lowercase(), self.name(namespace, name)?),
             None => return Err("the url names no host".into()),
         };
-        Ok((url, Target { host, port, tls, lookup }))
+        Ok((url, Target { namespace: namespace.into(), host, port, tls, lookup }))
     }
 
     /// What a host and a port given otherwise than in an HTTP URL come to.
@@ -129,7 +131,7 @@ impl Guard {
             Host::Ipv6(ip) => (format!("[{ip}]"), self.literal(IpAddr::V6(ip))?),
             Host::Domain(name) => (name.to_ascii_lowercase(), self.name(namespace, &name)?),
         };
-        Ok(Target { host: text, port, tls, lookup })
+        Ok(Target { namespace: namespace.into(), host: text, port, tls, lookup })
     }
 
     /// Whether a connection to `address` may be made. Asked for every connection, before and after it is made.
