@@ -69,6 +69,10 @@ async fn run(args: Args) -> Result<()> {
         cluster_domain: args.cluster_domain.clone(),
         api_server: api_server::addresses(&config, &args.cluster_domain, &SystemResolver::default()).await,
     }));
+    let mut endpoints = api_server::Endpoints::new(clients.api.clone(), Arc::clone(&guard));
+    // Before anything is called.
+    endpoints.refresh().await;
+    tokio::spawn(endpoints.keep());
     let connector = || Connector::new(Arc::clone(&guard), Arc::new(SystemResolver::default()), vec![]);
     let connector = || connector().context("setting up TLS");
     // Halts do not share their calls with anything: neither connections nor turns.

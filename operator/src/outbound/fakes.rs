@@ -42,7 +42,7 @@ impl Names {
         };
         let answers = entries
             .iter()
-            .map(|(name, turns)| (format!("{name}."), turns.iter().rev().map(answer).collect()))
+            .map(|(name, turns)| ((*name).to_owned(), turns.iter().rev().map(answer).collect()))
             .collect();
         Arc::new(Self(Mutex::new(answers)))
     }
@@ -56,7 +56,7 @@ impl Resolve for Names {
 
     async fn resolve_service(&self, _: &str, name: &str) -> io::Result<Service> {
         let mut answers = self.0.lock().unwrap();
-        let turns = answers.get_mut(name).ok_or_else(|| io::Error::other("no such name"))?;
+        let turns = answers.get_mut(name.trim_end_matches('.')).ok_or_else(|| io::Error::other("no such name"))?;
         if turns.len() > 1 { Ok(turns.pop().unwrap()) } else { Ok(turns[0].clone()) }
     }
 }
@@ -125,8 +125,11 @@ pub(crate) const ONE_VENUE: &[(&str, &[&[&str]])] = &[("venue.test", &[&["127.0.
 
 pub(crate) fn transport_with(names: Arc<Names>, allow: &[&str]) -> HttpTransport {
     let allow_cidrs = allow.iter().map(|net| net.parse().unwrap()).collect();
-    let guard = Guard::new(GuardConfig { allow_cidrs, ..GuardConfig::default() });
-    HttpTransport::new(Connector::new(Arc::new(guard), names, Vec::new()).unwrap(), 8)
+    transport_of(Arc::new(Guard::new(GuardConfig { allow_cidrs, ..GuardConfig::default() })), names)
+}
+
+pub(crate) fn transport_of(guard: Arc<Guard>, names: Arc<Names>) -> HttpTransport {
+    HttpTransport::new(Connector::new(guard, names, Vec::new()).unwrap(), 8)
 }
 
 pub(crate) fn transport() -> HttpTransport {

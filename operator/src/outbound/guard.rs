@@ -4,7 +4,10 @@
 //! things are checked: the **name** in the URL before anything happens ([`Guard::target`]), and the **address** that a
 //! connection is made to, each time one is made ([`Guard::check_address`]).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{PoisonError, RwLock},
+};
 
 use ipnet::IpNet;
 use url::{Host, Url};
@@ -35,9 +38,11 @@ impl Default for GuardConfig {
 }
 
 /// Decides what may be called.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Guard {
     config: GuardConfig,
+    /// Where the API server listens besides, as it was last told.
+    endpoints: RwLock<Vec<SocketAddr>>,
 }
 
 /// Where a request goes, as far as its URL says.
@@ -107,7 +112,12 @@ impl Guard {
     /// A guard with a site's settings.
     pub fn new(mut config: GuardConfig) -> Self {
         config.cluster_domain = config.cluster_domain.trim_matches('.').to_ascii_lowercase();
-        Self { config }
+        Self { config, endpoints: RwLock::default() }
+    }
+
+    /// Tells where the API server itself listens, behind its service. Replaces what was told before.
+    pub fn api_server_listens_at(&self, endpoints: Vec<SocketAddr>) {
+        *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
     }
 
     /// Reads a URL and decides by what stands in it. The error says what is wrong with it.
@@ -138,6 +148,7 @@ impl Guard {
     pub fn check_address(&self, target: &Target, address: SocketAddr) -> Result<(), String> {
         let ip = address.ip();
         let forms = forms(ip);
+        let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
         let refuse = |what: &str| Err(format!("{} leads to {ip}, {what}", target.host));
         for form in &forms {
             if self.config.deny_cidrs.iter().any(|net| net.contains(form)) {
@@ -147,7 +158,7 @@ impl Guard {
                 let server_ip = server.ip().to_canonical();
                 server_ip == *form && (!server_ip.is_loopback() || server.port() == address.port())
             };
-            if self.config.api_server.iter().any(is_server) {
+            if self.config.api_server.iter().chain(endpoints.iter()).any(is_server) {
                 return refuse("which is the Kubernetes API server");
             }
         }
