@@ -310,6 +310,39 @@ async fn too_many_items() {
 }
 
 #[tokio::test]
+async fn too_much_text() {
+    let part = "x".repeat(256);
+    let order = json!({"id": part, "client_order_id": part, "symbol": part, "type": part});
+    // One MiB of text on each page.
+    let answers = (0..60).map(|turn| answer(&json!({"o": vec![&order; 1024], "n": format!("?page={turn}")})));
+    let (caller, venue) = caller(answers);
+    let error = caller.read_orders("trading", &orders_read(json!({"items": "$.o[*]", "next": "$.n"}))).await;
+    let expected = "GET venue.example: the items hold more than 8 MiB of text: let count name their number";
+    assert_eq!(error.unwrap_err().to_string(), expected);
+    assert_eq!(venue.sent().len(), 9);
+}
+
+/// What is read of an answer is larger than it: its place among the long ones is taken until that is gone too.
+#[tokio::test]
+async fn a_document_keeps_its_body() {
+    struct Tracked {
+        _there: Arc<()>,
+    }
+    impl AsRef<[u8]> for Tracked {
+        fn as_ref(&self) -> &[u8] {
+            b"[]"
+        }
+    }
+    let there = Arc::new(());
+    let (caller, _) = caller([reply(200, Bytes::from_owner(Tracked { _there: Arc::clone(&there) }))]);
+    let call = caller.prepare("trading", &request(json!({})), None).await.unwrap();
+    let document = caller.document(call).await.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(Arc::strong_count(&there), 2);
+    drop(document);
+    assert_eq!(Arc::strong_count(&there), 1);
+}
+
+#[tokio::test]
 async fn a_broken_later_page_breaks_the_read() {
     let (caller, _) = caller([answer(&json!({"o": [{}], "n": "?p=2"})), reply(500, "")]);
     let read = orders_read(json!({"items": "$.o[*]", "next": "$.n"}));

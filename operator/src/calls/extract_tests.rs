@@ -195,6 +195,25 @@ fn fields_must_be_scalars() {
     assert!(error.contains("fields.id: $.id selects an object"), "{error}");
 }
 
+#[rstest]
+#[case::fits("é".repeat(256), None)]
+#[case::does_not("é".repeat(257), Some("fields.id: what stands at $.id is longer than 256 characters"))]
+fn parts_are_short(#[case] id: String, #[case] expected: Option<&str>) {
+    let found = orders(json!({}), json!([{"id": id}]));
+    assert_eq!(found.err().as_deref(), expected);
+    let read: OrdersRead = job_read(json!({}));
+    assert_eq!(job_orders(&read, &json!({"openOrders": [{"id": id}]})).err().map(|e| e.0).as_deref(), expected);
+    let found = positions(json!({}), json!([{"symbol": id}]));
+    let expected = expected.map(|text| text.replace("id", "symbol"));
+    assert_eq!(found.err(), expected);
+}
+
+#[test]
+fn the_next_page_has_a_short_address() {
+    let error = orders(json!({"next": "$.n", "items": "$.o[*]"}), json!({"o": [], "n": "x".repeat(2049)})).unwrap_err();
+    assert_eq!(error, "next: what stands at $.n is longer than 2048 characters");
+}
+
 fn job_read<T: serde::de::DeserializeOwned>(extra: Value) -> T {
     let mut read = json!({"job": {"image": "x"}});
     for (name, value) in extra.as_object().unwrap() {

@@ -369,6 +369,45 @@ async fn few_long_answers_at_once() {
     assert_eq!(transport.long.available_permits(), LONG_ANSWERS.0);
 }
 
+/// However short it was on the way, and for as long as any of it is there.
+#[rstest]
+#[case::long(ok(&" ".repeat(LONG + 1)).into_bytes(), 1)]
+#[case::short(ok(&" ".repeat(LONG)).into_bytes(), 0)]
+#[case::long_when_decompressed(gzipped(&[b' '; LONG + 1]), 1)]
+#[case::short_when_decompressed(gzipped(&[b' '; LONG]), 0)]
+#[tokio::test]
+async fn a_long_answer_keeps_its_place(#[case] answer: Vec<u8>, #[case] places: usize) {
+    let server = Server::start(answer, After::KeepOpen).await;
+    let transport = transport();
+    let tenant = transport.tenant("trading");
+    let free = || (transport.long.available_permits(), tenant.long.available_permits());
+    let reply = transport.send(get(format!("http://venue.test:{}/", server.port))).await.unwrap();
+    let part = reply.body.slice(7..8);
+    drop(reply);
+    assert_eq!(free(), (LONG_ANSWERS.0 - places, LONG_ANSWERS.1 - places));
+    drop(part);
+    assert_eq!(free(), LONG_ANSWERS);
+}
+
+/// An answer that turns out to be long waits for its place before it is whole.
+#[tokio::test]
+async fn a_long_answer_waits_for_a_place() {
+    let server = Server::start(gzipped(&vec![b' '; BODY_LIMIT]), After::KeepOpen).await;
+    let transport = transport();
+    let url = format!("http://venue.test:{}/", server.port);
+    let mut held = Vec::new();
+    for _ in 0..LONG_ANSWERS.1 {
+        held.push(transport.send(get(url.clone())).await.unwrap());
+    }
+    let mut call = get(url);
+    call.timeout = Duration::from_millis(500);
+    let error = transport.send(call.clone()).await.unwrap_err();
+    assert!(error.to_string().contains("the answer was not whole within 500ms"), "{error}");
+    held.pop();
+    call.timeout = Duration::from_secs(60);
+    transport.send(call).await.unwrap();
+}
+
 #[tokio::test]
 async fn certificates_are_checked() {
     let made = rcgen::generate_simple_self_signed(["venue.test".to_owned()]).unwrap();

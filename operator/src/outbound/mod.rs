@@ -39,7 +39,8 @@ pub struct Call {
 pub struct Reply {
     /// Status code.
     pub status: u16,
-    /// Body, decompressed, at most [`BODY_LIMIT`] bytes.
+    /// Body, decompressed, at most [`BODY_LIMIT`] bytes. A long one takes the place of another one until it is dropped:
+    /// it is to be kept for as long as what was made of it.
     pub body: Bytes,
 }
 
