@@ -249,22 +249,28 @@ pub struct LatchedWorkload {
 #[serde(rename_all = "camelCase")]
 pub struct OrderSummary {
     /// The venue's id.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The id that the client chose.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_order_id: Option<String>,
     /// The symbol.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The type.
     #[serde(rename = "type")]
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// Buy or sell.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side: Option<String>,
     /// The quantity, as the venue writes it.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
 }
@@ -274,12 +280,15 @@ pub struct OrderSummary {
 #[serde(rename_all = "camelCase")]
 pub struct PositionSummary {
     /// The symbol.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The quantity, as the venue writes it.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
     /// What it is worth, as the venue writes it.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_value: Option<String>,
 }

@@ -1,6 +1,8 @@
+use kube::CustomResourceExt;
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::json;
+use standfast_crds::v1alpha1::TradingHalt;
 
 use super::*;
 
@@ -206,6 +208,19 @@ fn parts_are_short(#[case] id: String, #[case] expected: Option<&str>) {
     let found = positions(json!({}), json!([{"symbol": id}]));
     let expected = expected.map(|text| text.replace("id", "symbol"));
     assert_eq!(found.err(), expected);
+}
+
+/// What was read is written into a status: it must not be refused there.
+#[test]
+fn parts_are_as_long_as_a_status_takes_them() {
+    let crd = serde_json::to_value(TradingHalt::crd()).unwrap();
+    let venue = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["venues"]
+        ["items"]["properties"];
+    for (list, parts) in [("orders", 6), ("positions", 3)] {
+        let fields = venue[list]["items"]["properties"].as_object().unwrap();
+        let longest: Vec<_> = fields.values().map(|field| field["maxLength"].as_u64()).collect();
+        assert_eq!(longest, vec![Some(PART as u64); parts], "{list}");
+    }
 }
 
 #[test]
