@@ -261,6 +261,7 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.path) == has(self.expect)", "path and expect go together: the value at path must be as expected"))]
+#[x_kube(validation = ("self.request.method in ['GET', 'POST']", "a check changes nothing: write method: GET, or POST where the source is asked that way"))]
 pub struct HttpCheck {
     /// The request.
     pub request: HttpRequest,
