@@ -17,7 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -97,6 +97,11 @@ impl Server {
         self.connections.load(Ordering::SeqCst)
     }
 
+    /// The next request, once it is there.
+    pub async fn request(&mut self) -> String {
+        timeout(PATIENCE, self.received.recv()).await.expect("a request comes").unwrap()
+    }
+
     pub fn requests(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.received.try_recv().ok()).collect()
     }
@@ -136,15 +141,11 @@ pub(crate) fn transport() -> HttpTransport {
     transport_with(Names::of(ONE_VENUE), &["127.0.0.0/8"])
 }
 
+/// Longer than anything takes on the busiest machine: whoever waits so long waits for ever.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) fn call(method: Method, url: String) -> Call {
-    Call {
-        namespace: "trading".into(),
-        method,
-        url,
-        headers: Vec::new(),
-        body: None,
-        timeout: Duration::from_millis(500),
-    }
+    Call { namespace: "trading".into(), method, url, headers: Vec::new(), body: None, timeout: PATIENCE }
 }
 
 pub(crate) fn get(url: String) -> Call {
@@ -163,6 +164,16 @@ pub(crate) fn gzipped(plain: &[u8]) -> Vec<u8> {
         format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
     answer.extend(body);
     answer
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, so: impl Fn() -> bool) {
+    let wait = async {
+        while !so() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("it never is so that {what}"));
 }
 
 /// Time passes, for everything that asks tokio for it.
