@@ -9,6 +9,8 @@ pub mod guard;
 pub mod http;
 
 #[cfg(test)]
+mod attack_tests;
+#[cfg(test)]
 pub(crate) mod fakes;
 
 use std::time::Duration;
