@@ -1,7 +1,7 @@
 # Everything that can be done with the project from a checkout; `make` lists it.
 #
 # Variables: STANDFAST_DOCKER (e2e/cluster/cluster.sh), STANDFAST_CACHE (e2e/tools.sh),
-# KUBECONFIG_E2E (the target e2e).
+# KUBECONFIG_E2E (the target e2e), ARGS (the target bench).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -29,27 +29,45 @@ demo: ## Halt a trading system and resume it, on a cluster of its own
 .PHONY: demo-down
 demo-down: ## Remove the demo's cluster and everything with it
 	@$(cluster) down demo
+	@e2e/images/build.sh clean
 
-.PHONY: test
+# `command line` that runs in this checkout only once at a time: two would delete each
+# other's cluster. (--close: nothing that it leaves running may hold the lock.)
+alone = mkdir -p .work; flock --nonblock .work/test.lock true || \
+  echo "waiting for the tests that run in this checkout already" >&2; flock --close .work/test.lock
+
+# `command line` with the bare control plane, which is built where its progress is seen.
+with_controlplane = controlplane=$$($(tools) controlplane); STANDFAST_CONTROLPLANE=$$(dirname "$$controlplane")
+
+.PHONY: test test-alone
 test: ## Everything that proves the product (what CI runs)
-	@echo "== the committed manifests of the kinds are those of the code"
-	@$(MAKE) crds-check
+	@$(tools) apt build tests
+	@$(alone) $(MAKE) test-alone
+
+test-alone:
+	@echo "== formatting, clippy, manifests and charts"
+	@$(MAKE) checks
 	@echo "== unit, property and control-plane tests"
-	@cargo build --locked --workspace --bins
-	@STANDFAST_CONTROLPLANE=$$(dirname "$$($(tools) controlplane)"); export STANDFAST_CONTROLPLANE; \
-	cargo test --locked --workspace -- --skip kind::
+	@cargo build --locked --workspace --all-targets
+	@$(with_controlplane) cargo test --locked --workspace -- --skip kind::
 	@echo "== end-to-end tests on a cluster"
-	@$(MAKE) e2e
+	@$(MAKE) e2e-alone
 
 .PHONY: unit
 unit: ## Tests that need no cluster
+	@$(tools) apt build
 	cargo test --locked --workspace --exclude standfast-e2e
+
+.PHONY: e2e e2e-alone
+e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
+	@$(tools) apt build
+	@$(alone) $(MAKE) e2e-alone
 
 # Built first, so that a mistake shows before two minutes of cluster. The cluster's
 # nodes do not pull: the images are copied into them. (--workspace: with one package,
 # cargo would choose other features for the dependencies and compile them again.)
-.PHONY: e2e
-e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
+# The tests use the cluster of KUBECONFIG_E2E, which `with` sets too, and never another.
+e2e-alone:
 	@cargo test --locked --workspace --test suite --no-run
 	@if [ -n "$${KUBECONFIG_E2E:-}" ]; then \
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
@@ -61,14 +79,23 @@ e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 	fi
 
 .PHONY: lint
-lint: ## Formatting, clippy, charts and scripts
+lint: ## Formatting, clippy, manifests, charts, scripts and examples
+	@$(tools) apt build lint
+	@$(MAKE) checks
+	shellcheck -x $(scripts)
+	@$(with_controlplane) cargo test --locked --workspace --test suite -- examples::
+
+.PHONY: checks
+checks:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	helm=$$($(tools) helm); for chart in charts/*/; do "$$helm" lint --strict "$$chart"; done
-	if command -v shellcheck >/dev/null; then shellcheck -x $(scripts); fi
+	@$(MAKE) crds-check
+	@helm=$$($(tools) helm); for chart in charts/*/; do \
+	  "$$helm" lint --strict --namespace standfast-system "$$chart"; done
 
 .PHONY: crds
 crds: ## Regenerate the manifests of the kinds
+	@$(tools) apt build
 	cargo run -q --locked -p standfast-crds --example crdgen -- crds/manifests
 
 .PHONY: crds-check
@@ -78,10 +105,10 @@ crds-check:
 	diff -ru crds/manifests "$$generated" || { echo 'crds/manifests is out of date: run `make crds`' >&2; exit 1; }
 
 .PHONY: bench
-bench: ## Measure, and print the table of docs/benchmarks.md
-	@STANDFAST_CONTROLPLANE=$$(dirname "$$($(tools) controlplane)"); export STANDFAST_CONTROLPLANE; \
-	cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench; \
-	cargo run --release --locked -p standfast-e2e --bin bench
+bench: ## Measure, and print the table of docs/benchmarks.md (smaller: ARGS="--runs 20 …")
+	@$(tools) apt build bench
+	@cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench
+	@$(with_controlplane) cargo run --release --locked -p standfast-e2e --bin bench -- $(ARGS)
 
 .PHONY: images
 # Release builds, as users get them, except for the tests: those take the debug build that
@@ -91,9 +118,10 @@ export STANDFAST_PROFILE ?= release
 ifeq ($(STANDFAST_PROFILE),release)
 build_binaries := cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin paper-venue
 else
-build_binaries := cargo build --locked --workspace --bins
+build_binaries := cargo build --locked --workspace --all-targets
 endif
 
 images: ## Build the images of the operator and of the demo
+	@$(tools) apt build
 	@$(build_binaries)
 	@e2e/images/build.sh

@@ -219,6 +219,10 @@ tamper() {
     return 1
   fi
   indent <<<"$answer"
+  if [[ $answer != *"halted by Standfast"* ]]; then
+    tell "that is not what the latch says" >&2
+    return 1
+  fi
   tell "It was refused by the API server; Standfast itself need not even run."
 }
 

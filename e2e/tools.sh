@@ -3,7 +3,7 @@
 #
 #   tools.sh NAME...      print the path of each program, building what is missing
 #   tools.sh apt GROUP... install the Debian packages that are missing, of the groups
-#                         build, cluster, images, tests
+#                         build, lint, tests, images, cluster, docker-client, bench
 #   tools.sh clean        throw away everything built
 #
 # NAME is one of
@@ -188,16 +188,32 @@ tool() { # NAME: builds what is missing and prints the path
   echo "$folder/$1"
 }
 
-# The Debian packages of each purpose. (command -v would be no test: some machines
-# carry placeholders by the name of docker.)
+# The Debian packages of each purpose.
 apt_packages() { # GROUP
   case $1 in
     build) echo gcc libc6-dev make pkg-config git ca-certificates ;;
-    cluster) echo debian-archive-keyring docker.io iproute2 iptables jq mmdebstrap procps python3-minimal runc socat util-linux ;;
-    images) echo buildah mmdebstrap ;;
+    lint) echo shellcheck ;;
     tests) echo postgresql python3-venv ;;
+    images) echo buildah mmdebstrap ;;
+    cluster)
+      echo debian-archive-keyring iproute2 jq mmdebstrap procps python3-minimal socat util-linux
+      # Those of a Docker that did not come from the distribution do as well, and its
+      # own packages would take their place.
+      have_docker_programs || echo docker.io iptables runc
+      ;;
+    docker-client) echo docker-cli ;;
+    bench) echo curl ;;
     *) die "no group of packages is called $1" ;;
   esac
+}
+
+# What own-docker.sh runs. (A client elsewhere would be no sign of one: some machines
+# carry placeholders by the name of docker.)
+have_docker_programs() {
+  local program PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+  for program in /usr/bin/docker dockerd containerd runc iptables; do
+    command -v "$program" >/dev/null || return 1
+  done
 }
 
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
@@ -210,27 +226,43 @@ apt_install() { # GROUP...
   present=$({ dpkg-query -W -f '${Package} ${Status}\n' $wanted 2>/dev/null || true; } |
     sed -n 's/ install ok installed$//p' | sort -u)
   mapfile -t missing < <(comm -23 <(echo "$wanted") <(echo "$present"))
-  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ ${#missing[@]} -eq 0 ]; then
+    # No service of this machine could be started any more.
+    ! policy_is_ours || as_root "$here/tools.sh" apt-quietly
+    return
+  fi
   command -v apt-get >/dev/null || die "this machine has no apt-get; install yourself: ${missing[*]}"
   say "installing ${missing[*]}"
-  as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
   as_root "$here/tools.sh" apt-quietly "${missing[@]}"
 }
 
 # Installs without starting any service: a Docker that starts by itself changes the
-# network of the machine, and the tests want it as it was. (policy-rc.d is how
-# Debian's packages ask.)
-apt_quietly() { # PACKAGE...
-  local policy=/usr/sbin/policy-rc.d
+# network of the machine, and the tests want it as it was. policy-rc.d is how Debian's
+# packages ask; one of somebody else's stays as it is. Without a package, only what a
+# run left that was killed is removed.
+policy=/usr/sbin/policy-rc.d
+policy_mark='# Of e2e/tools.sh of Standfast, for the time of an installation.'
+
+policy_is_ours() { grep -qsxF "$policy_mark" "$policy"; }
+
+apt_quietly() { # [PACKAGE...]
+  # One at a time: the first to finish would remove the file of all.
+  exec 9>/run/standfast-apt.lock
+  flock --nonblock 9 || { say "waiting for another installation" && flock 9; }
+  ! policy_is_ours || rm -f "$policy"
+  [ $# -gt 0 ] || return 0
   if [ ! -e "$policy" ]; then
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod +x "$policy"
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\n%s\nexit 101\n' "$policy_mark" >"$policy.standfast"
+    chmod 755 "$policy.standfast"
+    mv "$policy.standfast" "$policy" # in one step, so that it always carries the mark
   fi
-  # Hundreds of lines that nobody reads, unless it fails.
+  # Hundreds of lines that nobody reads, unless it fails: as it does where something
+  # that the machine has would have to go.
   local said
+  apt-get -qq -o DPkg::Lock::Timeout=300 update
   said=$(DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
-    install -y --no-install-recommends "$@" 2>&1) || { echo "$said" >&2; die "apt-get could not install $*"; }
+    install -y --no-install-recommends --no-remove "$@" 2>&1) || { echo "$said" >&2; die "apt-get could not install $*"; }
 }
 
 main() {

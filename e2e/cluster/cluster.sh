@@ -81,6 +81,7 @@ start_docker() {
   mode=$(docker_mode)
   if [ "$mode" = own ]; then
     "$tools" apt build cluster
+    [ -x /usr/bin/docker ] || "$tools" apt docker-client # apart, in newer distributions
     "$here/own-docker.sh" up
   fi
   echo "$mode" >"$work/docker.mode"
@@ -299,7 +300,7 @@ up() { # NAME [--two-regions] [--workers N]
 
 expect_name() { # NAME
   case $1 in
-    docker | images | logs | bin) die "$1 is taken; call the cluster something else" ;;
+    docker | images | logs | bin | bots | control-plane | control-planes) die "$1 is taken; call the cluster something else" ;;
   esac
   [[ $1 =~ ^[a-z]([a-z0-9-]{0,20}[a-z0-9])?$ ]] ||
     die "'$1' is no name for a cluster: use lower-case letters, digits and dashes, at most 22"
@@ -323,13 +324,8 @@ load() { # NAME IMAGE...
   for image in "$@"; do
     archive=$image
     [ -f "$archive" ] || archive=$work/images/$(basename "${image//:/-}").tar
-    if [ -f "$archive" ]; then
-      kind load image-archive "$archive" --name "$(kind_name "$name")"
-    elif docker image inspect "$image" >/dev/null 2>&1; then
-      kind load docker-image "$image" --name "$(kind_name "$name")"
-    else
-      die "no image $image; \`make images\` builds them"
-    fi
+    [ -f "$archive" ] || die "no image $image; \`make images\` builds them"
+    kind load image-archive "$archive" --name "$(kind_name "$name")"
   done
 }
 

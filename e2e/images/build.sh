@@ -2,13 +2,16 @@
 # Builds the images of the product and of the demo, all or those named:
 #
 #   build.sh [standfast] [standfast-paper-venue] [standfast-demo-bot]
+#   build.sh clean     remove from the machine's Docker what this checkout has built
 #
-# as localhost/NAME:dev. The binaries have to be there already, in target/release or,
-# with STANDFAST_PROFILE=debug, in target/debug (`make images` says when which).
+# as localhost/NAME:dev, and as the archive .work/images/NAME-dev.tar, from which
+# `cluster.sh load` takes it: where two checkouts use the machine's Docker, the name
+# belongs to the one that was last. The binaries have to be there already, in
+# target/release or, with STANDFAST_PROFILE=debug, in target/debug (`make images` says
+# when which).
 # Uses Docker where it works and its base image can be had, otherwise buildah, with a
-# base image made from the distribution's packages and each result as the archive
-# .work/images/NAME-dev.tar, from which `cluster.sh load` takes it. STANDFAST_DOCKER
-# decides as in cluster.sh: host is Docker, own is buildah.
+# base image made from the distribution's packages. STANDFAST_DOCKER decides as in
+# cluster.sh: host is Docker, own is buildah.
 set -euo pipefail
 
 # shellcheck source=e2e/cluster/lib.sh
@@ -17,6 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../cluster/lib.sh"
 images=$work/images
 binaries=${CARGO_TARGET_DIR:-$checkout/target}/${STANDFAST_PROFILE:-release}
 tag=dev
+label=standfast.dev/checkout=$checkout_id # of what Docker keeps
 
 # The published image of the distribution that the binaries were built on.
 published_base() {
@@ -34,10 +38,12 @@ published_base() {
   )
 }
 
+docker_answers() { command -v docker >/dev/null && timeout 20 docker info >/dev/null 2>&1; }
+
 docker_works() {
   local base
   base=$(published_base)
-  command -v docker >/dev/null && timeout 20 docker info >/dev/null 2>&1 || return 1
+  docker_answers || return 1
   docker image inspect "$base" >/dev/null 2>&1 || timeout 300 docker pull --quiet "$base" >/dev/null 2>&1
 }
 
@@ -97,8 +103,38 @@ stage_binary() { # BINARY CONTEXT
 }
 
 build_with_docker() { # NAME
-  docker build --quiet --build-arg "BASE=$(published_base)" --tag "localhost/$1:$tag" "$images/context/$1"
-  rm -f "$images/$1-$tag".tar{,.stamp} # of an earlier build with buildah: out of date now
+  local archive=$images/$1-$tag.tar image=localhost/$1:$tag own=localhost/$1:$tag-$checkout_id id
+  docker build --quiet --build-arg "BASE=$(published_base)" --label "$label" --tag "$own" "$images/context/$1" >/dev/null
+  id=$(image_id "$own")
+  docker tag "$own" "$image"
+  docker image prune --force --filter "label=$label" >/dev/null # the build before
+  if [ -e "$archive" ] && [ "$(cat "$archive.stamp" 2>/dev/null)" = "$id" ]; then
+    return
+  fi
+  # The name goes into the archive, so it has to be ours from here until it was saved.
+  while :; do
+    docker tag "$own" "$image"
+    docker save --output "$archive.partial" "$image"
+    [ "$(image_id "$image")" != "$id" ] || break
+  done
+  keep "$archive" "$id"
+}
+
+image_id() { docker image inspect --format '{{.Id}}' "$1"; } # IMAGE
+
+# Puts the archive in place, with what tells whether it is out of date.
+keep() { # ARCHIVE STAMP
+  rm -f "$1.stamp"
+  mv "$1.partial" "$1"
+  echo "$2" >"$1.stamp"
+}
+
+clean() {
+  local found
+  docker_answers || return 0
+  mapfile -t found < <(docker image ls --quiet --filter "label=$label" | sort -u)
+  # By force: each has two names.
+  [ ${#found[@]} -eq 0 ] || docker image rm --force "${found[@]}" >/dev/null
 }
 
 # Packages are fetched while an image is built, maybe through a proxy whose authority
@@ -125,9 +161,7 @@ build_with_buildah() { # NAME BASE
     --build-arg "BASE=$2" --tag "localhost/$1:$tag" "$images/context/$1"
   rm -f "$archive.partial"
   run_buildah push --quiet "localhost/$1:$tag" "docker-archive:$archive.partial:localhost/$1:$tag"
-  rm -f "$archive.stamp"
-  mv "$archive.partial" "$archive"
-  echo "$stamp" >"$archive.stamp"
+  keep "$archive" "$stamp"
 }
 
 build() { # NAME...
@@ -147,7 +181,9 @@ build() { # NAME...
 mkdir -p "$images"
 exec 9>"$images/lock"
 flock 9
-if [ $# -gt 0 ]; then
+if [ "${1:-}" = clean ]; then
+  clean
+elif [ $# -gt 0 ]; then
   build "$@"
 else
   build standfast standfast-paper-venue standfast-demo-bot

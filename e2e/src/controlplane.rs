@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError, mpsc},
@@ -23,12 +24,15 @@ use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa
 use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
 use tokio::io::AsyncWriteExt;
 
+use crate::folders;
+
 /// How long a component may take to start. A loaded machine is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running control plane.
 pub struct ControlPlane {
     folder: PathBuf,
+    logs: PathBuf,
     programs: PathBuf,
     port: u16,
     etcd: u16,
@@ -46,14 +50,12 @@ impl ControlPlane {
     /// which builds them.
     pub async fn start() -> Result<Self> {
         let programs = programs()?;
-        let state = checkout().join(".work/control-planes");
-        fs::create_dir_all(&state)?;
-        clean(&state)?;
         let (port, etcd, peer) = (free_port()?, free_port()?, free_port()?);
-        let folder = state.join(format!("{}-{port}", std::process::id()));
-        fs::create_dir_all(&folder)?;
+        let folder = folders::scratch(&checkout().join(".work/control-planes"), "")?;
+        let logs = folders::logs()?.join(folder.file_name().unwrap_or_default());
+        fs::create_dir_all(&logs)?;
         certificates(&folder, port)?;
-        let mut plane = Self { folder, programs, port, etcd, api_server: Mutex::new(None), others: vec![] };
+        let mut plane = Self { folder, logs, programs, port, etcd, api_server: Mutex::new(None), others: vec![] };
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let data = plane.path("etcd");
         let client = url(etcd);
@@ -101,9 +103,14 @@ impl ControlPlane {
         self.folder.join(name).display().to_string()
     }
 
-    /// Where its logs and its kubeconfig are.
+    /// Where its kubeconfig is. It is removed by the next process.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Where the logs of its components are.
+    pub fn logs(&self) -> &Path {
+        &self.logs
     }
 
     /// The kubeconfig of its administrator.
@@ -186,7 +193,7 @@ impl ControlPlane {
             match client.request_text(request).await {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > until || self.api_server_ended() => {
-                    bail!("the API server is not ready: {error}; see {}", self.path("kube-apiserver.log"));
+                    bail!("the API server is not ready: {error}; see {}", self.logs.display());
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
@@ -199,7 +206,7 @@ impl ControlPlane {
     }
 
     fn launch(&self, program: &str, flags: &[(&str, &str)]) -> Result<Child> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join(format!("{program}.log")))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.logs.join(format!("{program}.log")))?;
         // The kernel ends it when the thread ends that started it: see `Keeper`.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(self.programs.join(program));
@@ -251,22 +258,54 @@ fn programs() -> Result<PathBuf> {
     Path::new(path.trim()).parent().map(Path::to_path_buf).context("no folder of the control plane")
 }
 
-/// Removes what processes left behind that are gone.
-fn clean(state: &Path) -> Result<()> {
-    for entry in fs::read_dir(state)? {
-        let entry = entry?;
-        let name = entry.file_name().into_string().unwrap_or_default();
-        let pid = name.split('-').next().unwrap_or_default();
-        if !Path::new("/proc").join(pid).exists() {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-    Ok(())
+/// Ports that belong to this process alone. Others see that by the first of them, on which it listens.
+struct Ports {
+    _claim: TcpListener,
+    left: Range<u16>,
 }
 
-/// A port that nobody listens on at the moment.
+impl Ports {
+    const COUNT: u16 = 50;
+
+    fn claim() -> Result<Self> {
+        let all = quiet_ports();
+        let blocks = (all.end - all.start) / Self::COUNT;
+        // Processes that start together have numbers that follow each other.
+        let own = (std::process::id() % u32::from(blocks)) as u16;
+        let mut firsts = (own..blocks).chain(0..own).map(|block| all.start + block * Self::COUNT);
+        let claimed = firsts.find_map(|first| Some((first, listen(first)?)));
+        let (first, claim) = claimed.with_context(|| format!("no ports are free in {all:?}"))?;
+        Ok(Self { _claim: claim, left: first + 1..first + Self::COUNT })
+    }
+}
+
+/// Ports that the system takes for no outgoing connection, which would be in the way of a server that starts again.
+/// Those from 20000 on are left to clusters (`e2e/cluster/cluster.sh`).
+fn quiet_ports() -> Range<u16> {
+    let outgoing = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    match outgoing.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(20_000) {
+        first @ 15_000.. => 10_000..first.min(20_000),
+        first @ 5_000.. => first / 2..first,
+        // Nearly all are taken for them: it may go well.
+        _ => 10_000..20_000,
+    }
+}
+
+fn listen(port: u16) -> Option<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
+}
+
+/// A port that nobody listens on, and that no other caller gets, in this process or another.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    static CLAIMED: Mutex<Vec<Ports>> = Mutex::new(vec![]);
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let port = claimed.last_mut().and_then(|ports| ports.left.find(|port| listen(*port).is_some()));
+        match port {
+            Some(port) => return Ok(port),
+            None => claimed.push(Ports::claim()?),
+        }
+    }
 }
 
 fn certificates(folder: &Path, port: u16) -> Result<()> {
@@ -310,7 +349,7 @@ fn certificates(folder: &Path, port: u16) -> Result<()> {
 }
 
 /// Installs the CRDs and guardrails of this repository, and waits until they are served.
-async fn install(client: &Client) -> Result<()> {
+pub async fn install(client: &Client) -> Result<()> {
     let params = PatchParams::apply("e2e").force();
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     for crd in [TradingSystem::crd(), TradingHalt::crd(), TradingResume::crd()] {

@@ -6,7 +6,7 @@
 //! plain client for those.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -79,6 +79,11 @@ impl Fault {
 
     const fn cuts(self) -> bool {
         matches!(self, Self::CutBefore | Self::CutAfter)
+    }
+
+    /// Whether the caller cannot know if the call took effect.
+    pub const fn leaves_the_outcome_open(self) -> bool {
+        matches!(self, Self::CutBefore | Self::CutAfter | Self::LostRequest | Self::LostReply)
     }
 
     const fn has_effect(self) -> bool {
@@ -170,6 +175,8 @@ struct Inner {
     state: Mutex<State>,
     cut: watch::Sender<bool>,
     deaf: watch::Sender<bool>,
+    /// How often open watches have died.
+    deaths: watch::Sender<u32>,
 }
 
 struct State {
@@ -180,6 +187,8 @@ struct State {
     life: u64,
     counts: BTreeMap<String, u32>,
     log: Vec<Recorded>,
+    /// Kinds that [`Layers::watches`] watched at some time.
+    watched: BTreeSet<String>,
 }
 
 /// What is to be done with a call.
@@ -192,11 +201,20 @@ enum Verdict {
 impl Faults {
     /// Lets this call go wrong, or none.
     pub fn new(strike: Option<Strike>) -> Self {
-        let state = State { strike, struck: false, armed: false, life: 0, counts: BTreeMap::new(), log: Vec::new() };
+        let state = State {
+            strike,
+            struck: false,
+            armed: false,
+            life: 0,
+            counts: BTreeMap::new(),
+            log: Vec::new(),
+            watched: BTreeSet::new(),
+        };
         Self(Arc::new(Inner {
             state: Mutex::new(state),
             cut: watch::Sender::new(false),
             deaf: watch::Sender::new(false),
+            deaths: watch::Sender::new(0),
         }))
     }
 
@@ -226,6 +244,17 @@ impl Faults {
     /// From now on clients of [`Layers::watches`] hear nothing any more, without noticing it.
     pub fn deafen(&self) {
         self.0.deaf.send_replace(true);
+    }
+
+    /// Watches that [`Layers::watches`] has open go silent, for ever and without an end, as on a connection that died
+    /// without a word. What is asked from now on is answered.
+    pub fn kill_watches(&self) {
+        self.0.deaths.send_modify(|deaths| *deaths += 1);
+    }
+
+    /// The kinds, in the plural, that were watched at some time.
+    pub fn watched(&self) -> BTreeSet<String> {
+        self.state().watched.clone()
     }
 
     /// Every call so far, in the order in which they were made.
@@ -335,16 +364,29 @@ impl Layers {
 
     /// A client for watches, which can be made deaf.
     pub fn watches(&self, client: Client) -> Client {
-        let (deaf, namespace) = (self.faults.0.deaf.subscribe(), client.default_namespace().to_owned());
+        let (faults, namespace) = (self.faults.clone(), client.default_namespace().to_owned());
         let service = service_fn(move |request: Request<Body>| {
-            let (mut deaf, client) = (deaf.clone(), client.clone());
+            let (faults, client) = (faults.clone(), client.clone());
             async move {
+                let (mut deaf, deaths) = (faults.0.deaf.subscribe(), faults.0.deaths.subscribe());
+                let watch = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "watch=true"));
+                let kind = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
                 let (head, body) = client.send(request).await?.into_parts();
                 let _ = deaf.wait_for(|deaf| !*deaf).await;
-                let frames = stream::unfold((body, deaf), |(mut body, mut deaf)| async {
-                    let frame = body.frame().await?;
-                    let _ = deaf.wait_for(|deaf| !*deaf).await;
-                    Some((frame, (body, deaf)))
+                if watch {
+                    faults.state().watched.insert(kind);
+                }
+                let frames = stream::unfold(body, move |mut body| {
+                    let (mut deaf, mut deaths) = (deaf.clone(), deaths.clone());
+                    async move {
+                        let frame = tokio::select! {
+                            biased;
+                            Ok(()) = deaths.changed(), if watch => std::future::pending().await,
+                            frame = body.frame() => frame?,
+                        };
+                        let _ = deaf.wait_for(|deaf| !*deaf).await;
+                        Some((frame, body))
+                    }
                 });
                 Ok::<_, BoxError>(Response::from_parts(head, StreamBody::new(frames)))
             }
@@ -414,6 +456,10 @@ impl Transport for Recording {
 
     async fn probe(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
         self.inner.probe(namespace, url, timeout).await
+    }
+
+    async fn warm(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
+        self.inner.warm(namespace, url, timeout).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod controlplane;
 pub mod faults;
+pub mod folders;
 pub mod node;
 pub mod postgres;
 pub mod process;

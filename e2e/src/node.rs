@@ -11,13 +11,16 @@ use std::{
 };
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{
+    api::core::v1::{Container, Pod},
+    jiff::Timestamp,
+};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher, watcher::Event},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 /// How soon it notices that it is allowed to end pods again, or repeats what failed.
@@ -31,7 +34,11 @@ pub struct Node {
     stubborn: Arc<AtomicBool>,
     alive: Processes,
     idle: Arc<AtomicBool>,
+    programs: Programs,
 }
+
+/// What images do that end by themselves, by the image's name: the exit code and the termination message.
+type Programs = Arc<Mutex<HashMap<String, (i32, String)>>>;
 
 /// Names of the pods whose processes run.
 type Processes = Arc<Mutex<BTreeSet<String>>>;
@@ -42,9 +49,21 @@ impl Node {
         let (stubborn, idle) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let alive = Processes::default();
         let pods: Api<Pod> = Api::namespaced(client, namespace);
-        let kubelet =
-            Kubelet { pods, stubborn: Arc::clone(&stubborn), idle: Arc::clone(&idle), alive: Arc::clone(&alive) };
-        Self { task: tokio::spawn(kubelet.run()), stubborn, idle, alive }
+        let programs = Programs::default();
+        let kubelet = Kubelet {
+            pods,
+            stubborn: Arc::clone(&stubborn),
+            idle: Arc::clone(&idle),
+            alive: Arc::clone(&alive),
+            programs: Arc::clone(&programs),
+        };
+        Self { task: tokio::spawn(kubelet.run()), stubborn, idle, alive, programs }
+    }
+
+    /// Lets pods of this image end at once, with this exit code and termination message.
+    pub fn set_program(&self, image: &str, exit_code: i32, message: &str) {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.insert(image.into(), (exit_code, message.into()));
     }
 
     /// Whether new pods are left waiting, as on a node without room.
@@ -80,6 +99,7 @@ struct Kubelet {
     stubborn: Arc<AtomicBool>,
     idle: Arc<AtomicBool>,
     alive: Processes,
+    programs: Programs,
 }
 
 /// What a pod needs next.
@@ -88,6 +108,20 @@ enum Need {
     Bind,
     Start,
     End,
+}
+
+/// The status of a pod whose processes run.
+fn running() -> Value {
+    json!({"status": {"phase": "Running", "conditions": [
+        {"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}]}})
+}
+
+/// The status of a pod whose only container has ended.
+fn ended(container: &Container, exit_code: i32, message: &str) -> Value {
+    let phase = if exit_code == 0 { "Succeeded" } else { "Failed" };
+    json!({"status": {"phase": phase, "containerStatuses": [{"name": container.name, "image": container.image,
+        "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {
+            "exitCode": exit_code, "message": message, "finishedAt": Timestamp::now()}}}]}})
 }
 
 impl Kubelet {
@@ -116,24 +150,25 @@ impl Kubelet {
                     continue;
                 }
                 done.insert(uid, (need, Instant::now()));
-                self.act(name, need).await;
+                self.act(name, pod, need).await;
             }
         }
     }
 
     fn need(&self, pod: &Pod) -> Option<Need> {
         let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
-        let running = pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        let started = matches!(phase, Some("Running" | "Succeeded" | "Failed"));
         match pod.metadata.deletion_timestamp {
             Some(_) => (!self.stubborn.load(Ordering::SeqCst)).then_some(Need::End),
             None if self.idle.load(Ordering::SeqCst) => None,
             None if !bound => Some(Need::Bind),
-            None => (!running).then_some(Need::Start),
+            None => (!started).then_some(Need::Start),
         }
     }
 
     /// What fails is tried again.
-    async fn act(&self, name: &str, need: Need) {
+    async fn act(&self, name: &str, pod: &Pod, need: Need) {
         match need {
             Need::Bind => {
                 let target = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
@@ -142,9 +177,10 @@ impl Kubelet {
                 let _ = self.pods.create_subresource::<_, serde_json::Value>("binding", name, &params, &target).await;
             }
             Need::Start => {
-                let status = json!({"status": {"phase": "Running", "conditions": [
-                    {"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}]}});
-                self.alive.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+                let status = self.result(pod).unwrap_or_else(|| {
+                    self.alive.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+                    running()
+                });
                 let _ = self.pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await;
             }
             Need::End => {
@@ -152,6 +188,14 @@ impl Kubelet {
                 let _ = self.pods.delete(name, &DeleteParams::default().grace_period(0)).await;
             }
         }
+    }
+
+    /// What is left of a pod that ends by itself.
+    fn result(&self, pod: &Pod) -> Option<Value> {
+        let container = pod.spec.as_ref()?.containers.first()?;
+        let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        let (exit_code, message) = programs.get(container.image.as_ref()?)?;
+        Some(ended(container, *exit_code, message))
     }
 
     fn forget(&self, known: &mut HashMap<String, Pod>, name: &str) {

@@ -5,14 +5,13 @@ use std::{
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::process::{Child, Command};
 
-use crate::controlplane::free_port;
+use crate::{controlplane::free_port, folders};
 
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,10 +32,8 @@ pub struct Postgres {
 impl Postgres {
     /// Starts an empty server.
     pub async fn start() -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("standfast-pg-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir_all(&folder)?;
+        // Not in the checkout: below the home of root it is out of the reach of `nobody`.
+        let folder = folders::scratch(&std::env::temp_dir(), "standfast-pg-")?;
         let root = fs::metadata(&folder)?.uid() == 0;
         if root {
             chown(&folder, Some(NOBODY), Some(NOBODY))?;

@@ -21,6 +21,7 @@ use standfast_crds::v1alpha1::{
     HaltPhase, ResumePhase, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, TradingSystemStatus,
 };
 use standfast_operator::{
+    admin::Watchdog,
     app,
     args::Scope,
     client::Clients,
@@ -357,6 +358,21 @@ impl World {
         clients: impl FnOnce(Client) -> Clients + Send + 'static,
         transport: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + 'static,
     ) -> Result<Operator> {
+        self.run(clients, transport, |_| Events::none()).await
+    }
+
+    /// Starts an operator that writes Events too, which cost too much to be written in every world.
+    pub async fn telling_operator(&self) -> Result<Operator> {
+        let events = |client: &Client| Events::start(client.clone(), "e2e", Metrics::new());
+        self.run(|client| Clients::same(&client, 64), |transport| transport, events).await
+    }
+
+    async fn run(
+        &self,
+        clients: impl FnOnce(Client) -> Clients + Send + 'static,
+        transport: impl FnOnce(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + 'static,
+        events: impl FnOnce(&Client) -> Events + Send + 'static,
+    ) -> Result<Operator> {
         let config = self.plane.config().await?;
         let namespace = self.namespace.clone();
         let (ready, started) = mpsc::channel();
@@ -367,13 +383,14 @@ impl World {
                 let connector = connector()?;
                 let transport = transport(http_transport()?);
                 let parts = app::Parts {
+                    events: events(&clients.api),
                     clients,
                     halt_transport: Arc::clone(&transport),
                     transport,
                     connector,
                     scope: Scope::Namespaces(vec![namespace]),
                     metrics: Metrics::new(),
-                    events: Events::none(),
+                    watchdog: Watchdog::new(),
                     halt_concurrency: 16,
                     concurrency: 8,
                 };

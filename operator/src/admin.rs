@@ -1,6 +1,7 @@
 //! Health, readiness and metrics over HTTP.
 //!
-//! - `/healthz` fails when a task that promised to show up did not: the process is to be restarted.
+//! - `/healthz` fails when a loop that never ends does not turn any more: the process is to be restarted. What the loops
+//!   meet does not matter: an API server that is slow or gone is no reason to kill an operator that waits for it.
 //! - `/readyz` fails while something is missing that work needs; a standby is ready too.
 //! - `/metrics` is for Prometheus.
 
@@ -23,6 +24,9 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{self, Metrics};
+
+/// How long a loop may take for one turn. Each waits a few seconds at most for an answer.
+pub const STUCK: Duration = Duration::from_secs(60);
 
 /// What is ready. Clones share it.
 #[derive(Clone, Default)]
@@ -88,10 +92,13 @@ impl Watchdog {
         Heartbeat { watchdog: self.clone(), id }
     }
 
-    /// Watches work that is to be done within `allowed`. Stuck until it is, or until its future is dropped.
-    pub async fn within<T>(&self, task: impl Into<String>, allowed: Duration, work: impl Future<Output = T>) -> T {
-        let _beat = self.watch(task, allowed);
-        work.await
+    /// Watches a task by its asking: each time it shows that it makes progress, and hears which tasks are stuck.
+    pub fn asked_by(&self, task: &str, allowed: Duration) -> impl Fn() -> Result<(), String> + use<> {
+        let heartbeat = self.watch(task, allowed);
+        move || {
+            heartbeat.beat();
+            heartbeat.watchdog.check()
+        }
     }
 
     /// Which tasks are stuck, and for how long they have not been heard of.
@@ -255,18 +262,6 @@ mod tests {
         drop(halts);
         tokio::time::advance(Duration::from_secs(20)).await;
         assert_eq!(get(&admin, "/healthz").await.0, 200, "a task that ended is not missed");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn work_with_a_limit_is_stuck_when_it_takes_longer() {
-        let watchdog = Watchdog::new();
-        let work = tokio::time::sleep(Duration::from_secs(20));
-        let mut watched = std::pin::pin!(watchdog.within("halt bots/night", Duration::from_secs(5), work));
-        assert!(futures::poll!(&mut watched).is_pending());
-        tokio::time::advance(Duration::from_secs(6)).await;
-        assert!(watchdog.check().unwrap_err().starts_with("halt bots/night: no progress for 6 s"));
-        watched.await;
-        assert_eq!(watchdog.check(), Ok(()));
     }
 
     #[tokio::test]

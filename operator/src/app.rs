@@ -10,14 +10,15 @@ use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
+    admin::Watchdog,
     args::Scope,
     cache::{self, Cache, Change, Feed},
     calls::Caller,
     client::Clients,
-    controller::{self, Guarded, Observer, Trigger},
+    controller::{self, Guarded, Trigger},
     events::Events,
     guardrails::Guardrails,
-    halt::{Caches, HaltReconciler},
+    halt::{Caches, HaltReconciler, PROOF_LIFE},
     held,
     leader::Leadership,
     metrics::Metrics,
@@ -42,6 +43,8 @@ pub struct Parts {
     pub scope: Scope,
     /// Counts.
     pub metrics: Metrics,
+    /// Misses what does not make progress.
+    pub watchdog: Watchdog,
     /// Kubernetes Events.
     pub events: Events,
     /// Halts that are worked on at a time.
@@ -53,7 +56,7 @@ pub struct Parts {
 type HaltTrigger = Trigger<Guarded<TradingHalt>>;
 type SystemTrigger = Trigger<Guarded<TradingSystem>>;
 type ResumeTrigger = Trigger<Guarded<TradingResume>>;
-type Arrivals<K> = mpsc::UnboundedReceiver<kube::runtime::reflector::ObjectRef<Guarded<K>>>;
+type Arrivals<K> = controller::Arrivals<Guarded<K>>;
 
 /// The caches, warm or warming, and what they trigger. A standby has them too.
 pub struct Warm {
@@ -72,10 +75,7 @@ enum Deleted {
 }
 
 /// Whether a change of an object asks for a reconcile of that object: what we write ourselves does not.
-fn asks<K: ResourceExt>(old: Option<&Guarded<K>>, new: &Guarded<K>) -> bool
-where
-    K: Resource<DynamicType = ()>,
-{
+fn asks<K: Resource<DynamicType = ()>>(old: Option<&Guarded<K>>, new: &Guarded<K>) -> bool {
     let facts = |g: &Guarded<K>| (g.uid(), g.meta().generation, g.meta().deletion_timestamp.clone());
     old.is_none_or(|old| facts(old) != facts(new))
 }
@@ -86,7 +86,7 @@ pub fn warm(parts: &Parts) -> Warm {
     let (system_trigger, system_arrivals) = SystemTrigger::channel();
     let (resume_trigger, resume_arrivals) = ResumeTrigger::channel();
     let (deletions, deleted) = mpsc::unbounded_channel();
-    let client = &parts.clients.watch;
+    let (client, watchdog) = (&parts.clients.watch, Some(&parts.watchdog));
     let mut feeds = JoinSet::new();
 
     let halts = {
@@ -118,7 +118,7 @@ pub fn warm(parts: &Parts) -> Warm {
         };
         let metrics = parts.metrics.clone();
         let stale = move || metrics.watch_stale("TradingHalt");
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, stale);
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, stale);
         feeds.spawn(feed);
         (cache, known)
     };
@@ -138,7 +138,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 halt.pull(&namespace, &held.name_any());
             }
         };
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, || {});
         feeds.spawn(feed);
         cache
     };
@@ -163,7 +163,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 }
             }
         };
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, strip, on_change, || {});
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, || {});
         feeds.spawn(feed);
         cache
     };
@@ -176,7 +176,9 @@ pub fn warm(parts: &Parts) -> Warm {
             let key = &new.key;
             if new.active() {
                 for held in halts.read_namespace(&key.namespace) {
-                    if held::holds(&held) && held::record(&held, key.kind, &key.name).is_some() {
+                    // A new one may belong to the halted system by its labels.
+                    let concerned = old.is_none() || held::record(&held, key.kind, &key.name).is_some();
+                    if held::holds(&held) && concerned {
                         halt.pull(&key.namespace, &held.name_any());
                     }
                 }
@@ -219,18 +221,18 @@ impl Warm {
         let Self { caches, halts, systems, resumes, mut deleted, mut feeds } = self;
         let client = parts.clients.api.clone();
         let guardrails = Guardrails::new(client.clone());
-        let observer: Arc<dyn Observer> = Arc::new(parts.metrics.clone());
-        let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone()));
+        let metrics = &parts.metrics;
+        let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone(), metrics.clone()));
         let databases = Databases::new(client.clone(), parts.connector.clone(), vec![])
             .map_err(|e| Ended(format!("TLS for databases cannot be set up: {e}")))?;
         let checker = Checker::new((*caller).clone(), databases, client.clone());
         let halting = Arc::new(HaltReconciler::new(
             (parts.clients.halt.clone(), parts.clients.turns.clone()),
-            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone())),
+            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone(), metrics.clone())),
             caches.clone(),
             guardrails.clone(),
             leadership.clone(),
-            parts.metrics.clone(),
+            metrics.clone(),
             parts.events.clone(),
         ));
         let resuming = Arc::new(ResumeReconciler::new(
@@ -245,20 +247,22 @@ impl Warm {
         let watching = Arc::new(SystemReconciler::new(system::Parts {
             client,
             caller: (*caller).clone(),
+            halt_transport: parts.halt_transport,
             checker,
             guardrails: guardrails.clone(),
             systems: caches.systems.clone(),
             halts: caches.halts.clone(),
             workloads: caches.workloads.clone(),
+            events: parts.events.clone(),
             trigger: systems.0.clone(),
         }));
         let (halt_caches, forgetting, rehalting) = (caches.halts.clone(), Arc::clone(&halting), Arc::clone(&resuming));
         let mut tasks = JoinSet::new();
         let run = (parts.halt_concurrency, parts.concurrency);
-        tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, Arc::clone(&observer)));
-        tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, Arc::clone(&observer)));
-        tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, observer));
-        tasks.spawn(count(halt_caches, guardrails, parts.metrics.clone()));
+        tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, metrics.clone()));
+        tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, metrics.clone()));
+        tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, metrics.clone()));
+        tasks.spawn(count(halt_caches, guardrails, metrics.clone()));
         // What was deleted while another process led was that one's to look at.
         while deleted.try_recv().is_ok() {}
         tasks.spawn(async move {
@@ -305,7 +309,9 @@ async fn count(halts: Cache<Guarded<TradingHalt>>, guardrails: Guardrails, metri
                 halt.status.as_ref().and_then(|s| s.last_verified_at.as_ref().or(s.times.committed_at.as_ref()));
             if let Some(at) = verified {
                 let age = now.duration_since(at.0).unsigned_abs();
-                metrics.halt_verified(&halt.namespace().unwrap_or_default(), &halt.name_any(), age);
+                let until = halt.status.as_ref().and_then(|s| s.verified_until.as_ref());
+                let limit = until.map_or(PROOF_LIFE, |t| t.0.duration_since(at.0).unsigned_abs());
+                metrics.halt_verified(&halt.namespace().unwrap_or_default(), &halt.name_any(), age, limit);
             }
         }
     }

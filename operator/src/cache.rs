@@ -20,7 +20,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::MissedTickBehavior;
 
-use crate::args::Scope;
+use crate::{
+    admin::{Heartbeat, STUCK, Watchdog},
+    args::Scope,
+};
 
 fn apis<K>(scope: &Scope, client: &Client) -> Vec<(Option<String>, Api<K>)>
 where
@@ -109,6 +112,21 @@ where
     }
 }
 
+#[cfg(test)]
+impl<K> Cache<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    /// A cache of these objects that nothing feeds.
+    pub fn holding(objects: impl IntoIterator<Item = K>) -> Self {
+        let (store, mut writer) = store();
+        writer.apply_watcher_event(&Event::Init);
+        objects.into_iter().for_each(|object| writer.apply_watcher_event(&Event::InitApply(object)));
+        writer.apply_watcher_event(&Event::InitDone);
+        Self { store }
+    }
+}
+
 enum Input<K> {
     Watch(Option<String>, Result<Event<K>, watcher::Error>),
     Poll(Vec<K>),
@@ -117,11 +135,12 @@ enum Input<K> {
 /// Opens a cache: the reader, and the future that feeds it for ever and must be driven.
 ///
 /// `lean` strips what nobody reads before an object is kept. `on_change` is told of every change after it is in the
-/// cache; `on_stale` of every object that a poll saw and the watch had not.
+/// cache; `on_stale` of every object that a poll saw and the watch had not. `watchdog` misses a poll that is not driven.
 pub fn open<K>(
     client: &Client,
     scope: &Scope,
     feed: Feed,
+    watchdog: Option<&Watchdog>,
     lean: impl Fn(&mut K) + Send + 'static,
     on_change: impl Fn(Change<'_, K>) + Send + 'static,
     on_stale: impl Fn() + Send + 'static,
@@ -140,13 +159,15 @@ where
     writer.apply_watcher_event(&Event::Init);
     let cache = Cache { store: reader.clone() };
     let apis = apis::<K>(scope, client);
+    let watchdog = watchdog.cloned();
     let mut feeder = Feeder { writer, reader, waiting: apis.len(), lean, on_change };
     let drive = async move {
         let config = watcher::Config::default().timeout(feed.watch_timeout).page_size(500);
         let mut inputs = SelectAll::new();
         for (namespace, api) in apis {
             if let Some(every) = feed.poll {
-                inputs.push(poll(api.clone(), every).boxed());
+                let heartbeat = watchdog.as_ref().map(|w| w.watch(format!("lists of {}", K::kind(&())), STUCK));
+                inputs.push(poll(api.clone(), every, heartbeat).boxed());
             }
             let watch = watcher::watcher(api, config.clone()).default_backoff();
             inputs.push(watch.map(move |event| Input::Watch(namespace.clone(), event)).boxed());
@@ -254,20 +275,44 @@ fn newer<K: ResourceExt>(a: &K, b: &K) -> bool {
     }
 }
 
-fn poll<K>(api: Api<K>, every: Duration) -> impl futures::Stream<Item = Input<K>> + Send
+fn poll<K>(api: Api<K>, every: Duration, heartbeat: Option<Heartbeat>) -> impl futures::Stream<Item = Input<K>> + Send
 where
     K: Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let mut interval = tokio::time::interval(every);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    futures::stream::unfold((api, interval), |(api, mut interval)| async move {
+    futures::stream::unfold((api, interval, heartbeat), |(api, mut interval, heartbeat)| async move {
         loop {
             interval.tick().await;
+            heartbeat.iter().for_each(Heartbeat::beat);
             match tokio::time::timeout(Duration::from_secs(5), api.list(&ListParams::default())).await {
-                Ok(Ok(list)) => return Some((Input::Poll(list.items), (api, interval))),
+                Ok(Ok(list)) => return Some((Input::Poll(list.items), (api, interval, heartbeat))),
                 Ok(Err(error)) => tracing::warn!(%error, "the list poll beside a watch failed"),
                 Err(_) => tracing::warn!("the list poll beside a watch had no answer within 5 s"),
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::client::Body;
+    use tower::{BoxError, service_fn};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cache_is_missed_when_nothing_drives_it_and_not_when_the_api_server_is_gone() {
+        let service = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, BoxError>>());
+        let (client, watchdog) = (Client::new(service, "bots"), Watchdog::new());
+        let (_cache, feed) =
+            open::<ConfigMap>(&client, &Scope::Cluster, Feed::PROMPT, Some(&watchdog), |_| {}, |_| {}, || {});
+        let mut feed = std::pin::pin!(feed);
+        assert!(tokio::time::timeout(Duration::from_secs(3600), &mut feed).await.is_err());
+        assert_eq!(watchdog.check(), Ok(()));
+        tokio::time::advance(STUCK + Duration::from_secs(1)).await;
+        assert!(watchdog.check().unwrap_err().starts_with("lists of ConfigMap: no progress for"));
+    }
 }

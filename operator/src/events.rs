@@ -76,6 +76,14 @@ impl Events {
     }
 }
 
+impl Events {
+    /// Says of an object that it cannot be read: whoever wrote it looks there first.
+    pub fn unreadable(&self, object: ObjectReference, error: &str) {
+        let note = format!("this version of the operator cannot read it and leaves it alone: {error}");
+        self.emit(object, EventType::Warning, "Unreadable", "Unreadable", &note);
+    }
+}
+
 async fn write(recorder: Recorder, mut waiting: mpsc::Receiver<(ObjectReference, Event)>, metrics: Metrics) {
     while let Some((object, event)) = waiting.recv().await {
         let what = format!("writing event {}", event.reason);

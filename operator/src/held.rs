@@ -1,10 +1,17 @@
-//! Which halts hold what: several halts of one system add up.
+//! Which halts hold what, and how long it is known: several halts of one system add up.
 
-use standfast_crds::v1alpha1::{LatchedWorkload, TradingHalt, WorkloadKind};
+use k8s_openapi::jiff::Timestamp;
+use standfast_crds::v1alpha1::{HaltPhase, LatchedWorkload, TradingHalt, WorkloadKind};
 
 /// Whether the halt committed itself and has not been released.
 pub fn holds(halt: &TradingHalt) -> bool {
     halt.status.as_ref().and_then(|s| s.latch.as_ref()).is_some_and(|l| l.held)
+}
+
+/// Until when a halt counts as proven. None: it does not.
+pub fn proven_until(halt: &TradingHalt) -> Option<Timestamp> {
+    let status = halt.status.as_ref().filter(|s| s.phase == HaltPhase::Halted)?;
+    status.verified_until.as_ref().map(|t| t.0)
 }
 
 /// The record of a workload in a halt.

@@ -135,6 +135,7 @@ pub async fn check_job(
     env: &Environment,
 ) -> Result<(), JobError> {
     check_secrets(client, namespace, action).await?;
+    check_keys(client, namespace, action).await?;
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
     let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.into()) };
     let what = format!("Job {namespace}/{name} (as a trial)");
@@ -217,7 +218,14 @@ async fn check_secrets(client: &Client, namespace: &str, action: &JobAction) -> 
         action.env.iter().filter_map(|env| Some(env.secret_key_ref.as_ref()?.name.as_str())).collect();
     names.sort_unstable();
     names.dedup();
-    try_join_all(names.into_iter().map(|name| secrets::check(client, namespace, name))).await?;
+    try_join_all(names.into_iter().map(|name| secrets::check_for_jobs(client, namespace, name))).await?;
+    Ok(())
+}
+
+/// A container whose key is missing would not start, and only show that at night.
+async fn check_keys(client: &Client, namespace: &str, action: &JobAction) -> Result<(), JobError> {
+    let references = action.env.iter().filter_map(|env| env.secret_key_ref.as_ref());
+    try_join_all(references.map(|reference| secrets::check_key(client, namespace, reference))).await?;
     Ok(())
 }
 

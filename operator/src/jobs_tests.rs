@@ -183,30 +183,38 @@ fn the_deadline_is_the_nearer_one() {
 #[tokio::test]
 async fn secrets_must_be_meant_for_it() {
     let with_secret = action(json!({"env": [{"name": "KEY", "secretKeyRef": {"name": "venue", "key": "token"}}]}));
-    let api = |labelled: bool| {
+    let api = |labelled: bool, allowed: bool, key: &'static str| {
         cluster(move |what, _| match what {
             "GET /api/v1/namespaces/trading/secrets/venue" => (
                 200,
                 json!({
-                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": {"name": "venue", "labels": {"standfast.dev/use": labelled.to_string()}},
+                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "data": {key: "eA=="},
+                    "metadata": {"name": "venue", "labels": {"standfast.dev/use": labelled.to_string()},
+                        "annotations": {"standfast.dev/allowed-in-jobs": allowed.to_string()}},
                 }),
             ),
             GET => not_found(),
             post => (201, json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": post}})),
         })
     };
-    let (client, seen) = api(false);
-    let error = ensure(&client, &with_secret).await.unwrap_err();
-    assert!(
-        matches!(&error, JobError::Refused(why) if why.contains("kubectl -n trading label secret venue")),
-        "{error}"
-    );
+    for (labelled, allowed, told) in [
+        (false, true, "kubectl -n trading label secret venue standfast.dev/use=true"),
+        (true, false, "kubectl -n trading annotate secret venue standfast.dev/allowed-in-jobs=true"),
+    ] {
+        let (client, seen) = api(labelled, allowed, "token");
+        let error = ensure(&client, &with_secret).await.unwrap_err();
+        assert!(matches!(&error, JobError::Refused(why) if why.contains(told)), "{error}");
+        let error = check_job(&client, "trading", "probe", &owner(), &with_secret, &env()).await.unwrap_err();
+        assert!(matches!(error, JobError::Refused(_)), "{error}");
+        assert!(seen.lock().unwrap().iter().all(|(what, _)| !what.starts_with("POST")));
+    }
+    // The container of a Job whose key is missing does not start: the trial says so before.
+    let (client, _) = api(true, true, "tokem");
     let error = check_job(&client, "trading", "probe", &owner(), &with_secret, &env()).await.unwrap_err();
-    assert!(matches!(error, JobError::Refused(_)), "{error}");
-    assert!(seen.lock().unwrap().iter().all(|(what, _)| !what.starts_with("POST")));
+    let expected = "Secret trading/venue has no key token: add it, or correct the name of the key";
+    assert_eq!(error, JobError::Refused(expected.into()));
 
-    let (client, seen) = api(true);
+    let (client, seen) = api(true, true, "token");
     assert_eq!(ensure(&client, &with_secret).await, Ok(JobState::Running));
     let seen = seen.lock().unwrap();
     let sent = &seen.iter().find(|(what, _)| what.starts_with("POST")).unwrap().1;

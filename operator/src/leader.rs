@@ -264,6 +264,10 @@ impl Candidate {
     async fn attempt(&mut self) -> Result<Option<(Lease, Instant)>, String> {
         let found = self.leases.get_opt(&self.settings.lease).await.map_err(|error| format!("reading it: {error}"))?;
         let Some(mut lease) = found else {
+            // Somebody deleted it: who held it believes in it until the next renewal fails.
+            if !self.may_take() && self.seen.is_some() {
+                return Ok(None);
+            }
             let lease = Lease {
                 metadata: ObjectMeta { name: Some(self.settings.lease.clone()), ..ObjectMeta::default() },
                 spec: Some(self.record(self.highest + 1)),

@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use kube::Config;
 use standfast_operator::{
-    admin::{Admin, Readiness, Watchdog},
+    admin::{Admin, Readiness, STUCK, Watchdog},
     app,
     args::Args,
     client::Clients,
@@ -56,9 +56,9 @@ async fn run(args: Args) -> Result<()> {
     let config = Config::infer().await.context("finding the cluster")?;
     let clients = Clients::new(&config, args.write_concurrency)?;
     let metrics = Metrics::new();
-    let readiness = Readiness::new();
+    let (readiness, watchdog) = (Readiness::new(), Watchdog::new());
     let stop = CancellationToken::new();
-    let admin = Admin { watchdog: Watchdog::new(), readiness: readiness.clone(), metrics: metrics.clone() };
+    let admin = Admin { watchdog: watchdog.clone(), readiness: readiness.clone(), metrics: metrics.clone() };
     readiness.expect("caches");
     readiness.expect("lease");
     let server = tokio::spawn(admin.serve(args.listen, stop.clone()));
@@ -68,8 +68,11 @@ async fn run(args: Args) -> Result<()> {
         allow_cidrs: args.allow_cidrs.0.clone(),
         cluster_domain: args.cluster_domain.clone(),
         api_server: api_server::addresses(&config, &args.cluster_domain, &SystemResolver::default()).await,
-        ..GuardConfig::default()
     }));
+    let mut endpoints = api_server::Endpoints::new(clients.api.clone(), Arc::clone(&guard));
+    // Before anything is called.
+    endpoints.refresh().await;
+    tokio::spawn(endpoints.keep());
     let connector = || Connector::new(Arc::clone(&guard), Arc::new(SystemResolver::default()), vec![]);
     let connector = || connector().context("setting up TLS");
     // Halts do not share their calls with anything: neither connections nor turns.
@@ -83,6 +86,7 @@ async fn run(args: Args) -> Result<()> {
         scope: args.watch_namespaces.clone(),
         events: Events::start(clients.api.clone(), &args.pod_name, metrics.clone()),
         metrics: metrics.clone(),
+        watchdog: watchdog.clone(),
         halt_concurrency: args.halt_concurrency,
         concurrency: args.concurrency,
     };
@@ -101,7 +105,8 @@ async fn run(args: Args) -> Result<()> {
     let lead = async {
         warm.ready().await;
         readiness.set("caches", Ok(()));
-        let term = candidate.acquire().await;
+        // Watched from here on: nobody asks for the lease before. A leader whose caches are stuck makes way at once.
+        let term = candidate.while_healthy(watchdog.asked_by("lease", STUCK)).acquire().await;
         metrics.leader(&args.lease_name, true);
         (warm, term)
     };

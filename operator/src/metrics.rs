@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text},
@@ -23,7 +24,7 @@ use prometheus_client::{
 use standfast_crds::v1alpha1::HaltPhase;
 use tokio::time::Instant;
 
-use crate::controller::Observer;
+use crate::outbound::{Call, CallError, Reply, Transport};
 
 /// Bounds of controller-runtime's histogram of reconcile times.
 const RECONCILE_BUCKETS: [f64; 40] = [
@@ -35,33 +36,9 @@ const RECONCILE_BUCKETS: [f64; 40] = [
 const HALT_BUCKETS: [f64; 18] =
     [0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
-/// How a call to a venue or bot ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallResult {
-    /// An answer came, whatever it said.
-    Answered,
-    /// It is not allowed; nothing was sent.
-    Refused,
-    /// Nothing was sent: no name, no connection, no TLS.
-    NotSent,
-    /// It was sent and no whole answer came.
-    Unknown,
-}
-
-impl CallResult {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Answered => "answered",
-            Self::Refused => "refused",
-            Self::NotSent => "not_sent",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
-type Verified = Arc<Mutex<BTreeMap<(String, String), (Duration, Instant)>>>;
+type Verified = Arc<Mutex<BTreeMap<(String, String), Age>>>;
 
 /// All metrics. Clones share them.
 #[derive(Clone)]
@@ -114,12 +91,19 @@ impl Metrics {
             }),
             active_workers: add(r, "controller_runtime_active_workers", "Reconciles under way per controller"),
             max_workers: add(r, "controller_runtime_max_concurrent_reconciles", "Bound of reconciles under way"),
-            queue_depth: add(r, "workqueue_depth", "Objects that wait for a reconcile"),
-            queue_adds: add(r, "workqueue_adds", "Objects that were queued for a reconcile"),
-            queue_retries: add(r, "workqueue_retries", "Objects that were queued again after a failure"),
-            queue_seconds: seconds(r, "workqueue_queue_duration_seconds", "Time an object waits in the queue", || {
-                Histogram::new(exponential_buckets(1e-8, 10.0, 12))
-            }),
+            queue_depth: add(r, "workqueue_depth", "Objects that were asked for and wait for a reconcile"),
+            queue_adds: add(
+                r,
+                "workqueue_adds",
+                "Objects that began to wait; a look that was planned before does not count",
+            ),
+            queue_retries: add(r, "workqueue_retries", "Failed reconciles that are tried again"),
+            queue_seconds: seconds(
+                r,
+                "workqueue_queue_duration_seconds",
+                "From the first asking to the reconcile",
+                || Histogram::new(exponential_buckets(1e-8, 10.0, 12)),
+            ),
             leader: add(r, "leader_election_master_status", "Whether this process holds the lease"),
             halts: add(r, "standfast_halts", "TradingHalts per phase"),
             commit_to_cancel: histogram(
@@ -167,7 +151,7 @@ impl Metrics {
         Working(workers)
     }
 
-    /// A reconcile of `controller` took this long; `result` is `success`, `error`, `requeue`, `requeue_after` or `panic`.
+    /// A reconcile of `controller` took this long; `result` is `success`, `error` or `panic`.
     pub fn reconciled(&self, controller: &'static str, result: &'static str, took: Duration) {
         let label = [("controller", controller)];
         // controller-runtime counts a panic as an error, and on its own.
@@ -188,26 +172,23 @@ impl Metrics {
         self.max_workers.get_or_create(&[("controller", controller)]).set(workers.into());
     }
 
-    /// An object was put into the queue of `controller`; `retry` after a failure.
-    pub fn queued(&self, controller: &'static str, retry: bool) {
+    /// An object that was not waiting is asked for: it waits for a reconcile of `controller`.
+    pub fn queued(&self, controller: &'static str) {
         let labels = queue(controller);
         self.queue_adds.get_or_create(&labels).inc();
-        if retry {
-            self.queue_retries.get_or_create(&labels).inc();
-        }
         self.queue_depth.get_or_create(&labels).inc();
     }
 
-    /// An object was taken from the queue of `controller` after this long.
+    /// An object waits no more for a reconcile of `controller`, after this long.
     pub fn dequeued(&self, controller: &'static str, waited: Duration) {
         let labels = queue(controller);
         self.queue_depth.get_or_create(&labels).dec();
         self.queue_seconds.get_or_create(&labels).observe(waited.as_secs_f64());
     }
 
-    /// How many objects wait in the queue of `controller`.
-    pub fn queue_depth(&self, controller: &'static str, depth: usize) {
-        self.queue_depth.get_or_create(&queue(controller)).set(i64::try_from(depth).unwrap_or(i64::MAX));
+    /// A reconcile of `controller` failed and will be tried again.
+    pub fn retried(&self, controller: &'static str) {
+        self.queue_retries.get_or_create(&queue(controller)).inc();
     }
 
     /// Whether this process holds the lease of this name.
@@ -241,9 +222,10 @@ impl Metrics {
         self.proven.observe(took.as_secs_f64());
     }
 
-    /// A held halt was last verified `age` ago; from then on its age grows by itself.
-    pub fn halt_verified(&self, namespace: &str, name: &str, age: Duration) {
-        self.ages().insert((namespace.to_owned(), name.to_owned()), (age, Instant::now()));
+    /// A held halt was last verified `age` ago, which counts until it is as old as `limit`; from now on its age grows by
+    /// itself.
+    pub fn halt_verified(&self, namespace: &str, name: &str, age: Duration, limit: Duration) {
+        self.ages().insert((namespace.to_owned(), name.to_owned()), Age { age, limit, at: Instant::now() });
     }
 
     /// A halt was released or deleted: its age is no longer shown.
@@ -251,9 +233,16 @@ impl Metrics {
         self.ages().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// A call to a venue or bot ended.
-    pub fn outbound_call(&self, result: CallResult) {
-        self.outbound_calls.get_or_create(&[("result", result.as_str())]).inc();
+    /// A call to a venue or bot ended like this.
+    fn outbound_call(&self, ended: &Result<Reply, CallError>) {
+        let result = match ended {
+            // Whatever it said.
+            Ok(_) => "answered",
+            Err(CallError::Refused(_)) => "refused",
+            Err(CallError::NotSent(_)) => "not_sent",
+            Err(CallError::UnknownOutcome(_)) => "unknown",
+        };
+        self.outbound_calls.get_or_create(&[("result", result)]).inc();
     }
 
     /// Whether the admission policies are as shipped.
@@ -271,14 +260,8 @@ impl Metrics {
         self.events.get_or_create(&[("result", result)]).inc();
     }
 
-    fn ages(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), (Duration, Instant)>> {
+    fn ages(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), Age>> {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Observer for Metrics {
-    fn reconciled(&self, controller: &'static str, result: &'static str, took: Duration) {
-        self.reconciled(controller, result, took);
     }
 }
 
@@ -295,21 +278,61 @@ impl Drop for Working {
     }
 }
 
+/// A transport whose calls are counted. Probes send nothing and are not.
+pub(crate) struct Counted {
+    /// What sends.
+    pub transport: Arc<dyn Transport>,
+    /// What counts.
+    pub metrics: Metrics,
+}
+
+#[async_trait]
+impl Transport for Counted {
+    async fn send(&self, call: Call) -> Result<Reply, CallError> {
+        let ended = self.transport.send(call).await;
+        self.metrics.outbound_call(&ended);
+        ended
+    }
+
+    async fn probe(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
+        self.transport.probe(namespace, url, timeout).await
+    }
+}
+
+/// How old the proof of a halt is.
+#[derive(Clone, Copy, Debug)]
+struct Age {
+    age: Duration,
+    limit: Duration,
+    /// When it was so old.
+    at: Instant,
+}
+
 /// Ages are worked out when they are read.
 #[derive(Debug)]
 struct VerifiedAges(Verified);
 
 impl Collector for VerifiedAges {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let help = "Seconds since a held halt was last verified";
-        let gauge = ConstGauge::new(0.0);
-        let mut metric =
-            encoder.encode_descriptor("standfast_halt_verified_age_seconds", help, None, gauge.metric_type())?;
+        type Look = fn(&Age) -> Duration;
+        let families: [(&str, &str, Look); 2] = [
+            ("standfast_halt_verified_age_seconds", "Seconds since a held halt was last verified", |a| {
+                a.age + a.at.elapsed()
+            }),
+            (
+                "standfast_halt_verified_limit_seconds",
+                "Age in seconds up to which a proof of a held halt counts",
+                |a| a.limit,
+            ),
+        ];
         let ages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((namespace, name), (age, at)) in &*ages {
-            let labels = [("namespace", namespace.as_str()), ("name", name.as_str())];
-            let age = ConstGauge::new((*age + at.elapsed()).as_secs_f64());
-            age.encode(metric.encode_family(&labels)?)?;
+        for (family, help, look) in families {
+            let gauge = ConstGauge::new(0.0);
+            let mut metric = encoder.encode_descriptor(family, help, None, gauge.metric_type())?;
+            for ((namespace, name), age) in &*ages {
+                let labels = [("namespace", namespace.as_str()), ("name", name.as_str())];
+                ConstGauge::new(look(age).as_secs_f64()).encode(metric.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }
@@ -369,32 +392,6 @@ mod tests {
     }
 
     #[test]
-    fn workers_count_while_their_guard_lives() {
-        let metrics = Metrics::new();
-        metrics.max_workers("tradinghalt", 32);
-        let line = r#"controller_runtime_active_workers{controller="tradinghalt"}"#;
-        let guards = (metrics.working("tradinghalt"), metrics.working("tradinghalt"));
-        assert_eq!(value(&metrics, line), Some(2.0));
-        drop(guards);
-        assert_eq!(value(&metrics, line), Some(0.0));
-        let bound = r#"controller_runtime_max_concurrent_reconciles{controller="tradinghalt"}"#;
-        assert_eq!(value(&metrics, bound), Some(32.0));
-    }
-
-    #[test]
-    fn the_queue_goes_up_and_down() {
-        let metrics = Metrics::new();
-        metrics.queued("tradinghalt", false);
-        metrics.queued("tradinghalt", true);
-        metrics.dequeued("tradinghalt", Duration::from_micros(50));
-        let of = |name: &str| value(&metrics, &format!(r#"{name}{{controller="tradinghalt",name="tradinghalt"}}"#));
-        assert_eq!(of("workqueue_depth"), Some(1.0));
-        assert_eq!(of("workqueue_adds_total"), Some(2.0));
-        assert_eq!(of("workqueue_retries_total"), Some(1.0));
-        assert_eq!(of("workqueue_queue_duration_seconds_count"), Some(1.0));
-    }
-
-    #[test]
     fn phases_without_a_halt_are_shown_as_zero_and_return_to_it() {
         let metrics = Metrics::new();
         metrics.halts([HaltPhase::Halted, HaltPhase::Halted, HaltPhase::Unverified]);
@@ -410,10 +407,12 @@ mod tests {
     async fn the_verified_age_grows_by_itself_until_the_halt_is_gone() {
         let metrics = Metrics::new();
         let line = r#"standfast_halt_verified_age_seconds{namespace="bots",name="night"}"#;
-        metrics.halt_verified("bots", "night", Duration::from_secs(5));
+        metrics.halt_verified("bots", "night", Duration::from_secs(5), Duration::from_secs(180));
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(value(&metrics, line), Some(65.0));
-        metrics.halt_verified("bots", "night", Duration::ZERO);
+        metrics.halt_verified("bots", "night", Duration::ZERO, Duration::from_secs(180));
+        let limit = r#"standfast_halt_verified_limit_seconds{namespace="bots",name="night"}"#;
+        assert_eq!(value(&metrics, limit), Some(180.0));
         assert_eq!(value(&metrics, line), Some(0.0));
         metrics.halt_gone("bots", "other");
         assert_eq!(value(&metrics, line), Some(0.0));
@@ -427,8 +426,6 @@ mod tests {
         metrics.leader("standfast", true);
         metrics.guardrails_intact(true);
         metrics.watch_stale("TradingHalt");
-        metrics.outbound_call(CallResult::Answered);
-        metrics.outbound_call(CallResult::Unknown);
         metrics.commit_to_cancel(Duration::from_millis(4));
         metrics.commit_to_scaled(Duration::from_millis(40));
         metrics.proven(Duration::from_secs(4));
@@ -436,8 +433,6 @@ mod tests {
         assert_eq!(of(r#"leader_election_master_status{name="standfast"}"#), Some(1.0));
         assert_eq!(of("standfast_guardrails_intact"), Some(1.0));
         assert_eq!(of(r#"standfast_watch_stale_total{kind="TradingHalt"}"#), Some(1.0));
-        assert_eq!(of(r#"standfast_outbound_calls_total{result="answered"}"#), Some(1.0));
-        assert_eq!(of(r#"standfast_outbound_calls_total{result="unknown"}"#), Some(1.0));
         assert_eq!(of(r#"standfast_halt_commit_to_cancel_seconds_bucket{le="0.005"}"#), Some(1.0));
         assert_eq!(of(r#"standfast_halt_commit_to_scaled_seconds_bucket{le="0.035"}"#), Some(0.0));
         assert_eq!(of("standfast_halt_proven_seconds_sum"), Some(4.0));

@@ -236,11 +236,11 @@ impl Workloads {
         }
         let on_change = Arc::new(on_change);
         let (deployments, feed_deployments) =
-            cache::open(client, scope, Feed::RENEWED, lean, tell::<LeanDeployment, _>(&on_change), || {});
+            cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanDeployment, _>(&on_change), || {});
         let (stateful_sets, feed_stateful_sets) =
-            cache::open(client, scope, Feed::RENEWED, lean, tell::<LeanStatefulSet, _>(&on_change), || {});
+            cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanStatefulSet, _>(&on_change), || {});
         let (cron_jobs, feed_cron_jobs) =
-            cache::open(client, scope, Feed::RENEWED, lean, tell::<LeanCronJob, _>(&on_change), || {});
+            cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanCronJob, _>(&on_change), || {});
         let feed = async {
             tokio::join!(feed_deployments, feed_stateful_sets, feed_cron_jobs);
         };

@@ -207,6 +207,7 @@ pub struct PositionFields {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.http) != has(self.job)", "a read has exactly one transport: give either http or job"))]
 #[x_kube(validation = ("!has(self.nextParameter) || has(self.next)", "nextParameter needs next: the JSONPath of the token"))]
+#[x_kube(validation = ("!has(self.http) || self.http.method in ['GET', 'POST']", "a read changes nothing: write method: GET, or POST where the source is asked that way"))]
 pub struct OrdersRead {
     /// The request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -249,6 +250,7 @@ pub struct OrdersRead {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.http) != has(self.job)", "a read has exactly one transport: give either http or job"))]
 #[x_kube(validation = ("!has(self.nextParameter) || has(self.next)", "nextParameter needs next: the JSONPath of the token"))]
+#[x_kube(validation = ("!has(self.http) || self.http.method in ['GET', 'POST']", "a read changes nothing: write method: GET, or POST where the source is asked that way"))]
 pub struct PositionsRead {
     /// The request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -306,6 +308,7 @@ pub struct Expectation {
 /// A question to an HTTP endpoint with one value as its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.http.method in ['GET', 'POST']", "a read changes nothing: write method: GET, or POST where the source is asked that way"))]
 pub struct StateRead {
     /// The request.
     pub http: HttpRequest,

@@ -23,6 +23,9 @@ impl Duration {
         Self(time::Duration::from_secs(seconds))
     }
 
+    /// Ten years: longer is a mistake.
+    const LONGEST: time::Duration = time::Duration::from_secs(10 * 365 * 24 * 3600);
+
     /// The same length as the standard library's type.
     pub const fn get(self) -> time::Duration {
         self.0
@@ -39,12 +42,29 @@ impl FromStr for Duration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed: kube::core::Duration =
-            text.parse().map_err(|e| format!("{text:?} is not a duration ({e}): write 500ms, 90s, 15m or 1h30m"))?;
-        if parsed.is_negative() || text.is_empty() {
-            return Err(format!("{text:?} is not a duration: write 500ms, 90s, 15m or 1h30m"));
+        let wrong = || format!("{text:?} is not a duration: write 500ms, 90s, 15m or 1h30m");
+        let (mut total, mut rest) = (time::Duration::ZERO, text);
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+            let (number, unit) = rest.split_at(digits);
+            let after = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
+            let seconds = match &unit[..after] {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(wrong()),
+            };
+            let number: f64 = number.parse().map_err(|_| wrong())?;
+            // Not every text that is no duration is refused by the API server: what is stored by other versions is not.
+            let part = time::Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+            total = total
+                .checked_add(part)
+                .filter(|t| *t <= Self::LONGEST)
+                .ok_or_else(|| format!("{text:?} is too long: a duration is at most {}", Self(Self::LONGEST)))?;
+            rest = &unit[after..];
         }
-        Ok(Self(parsed.into()))
+        if text.is_empty() { Err(wrong()) } else { Ok(Self(total)) }
     }
 }
 
@@ -89,8 +109,8 @@ impl JsonSchema for Duration {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         // A rule and not a pattern, so that people read what to write instead.
-        let rule = r"self.matches('^([0-9]+(\\.[0-9]+)?(ms|s|m|h))+$')";
-        let message = "a duration is written as 500ms, 90s, 15m or 1h30m";
+        let rule = r"self.matches('^([0-9]{1,6}(\\.[0-9]{1,6})?(ms|s|m|h))+$') && duration(self) <= duration('87600h')";
+        let message = "a duration is written as 500ms, 90s, 15m or 1h30m, and at most ten years long";
         json_schema!({"type": "string", "maxLength": 32, "x-kubernetes-validations": [{"rule": rule, "message": message}]})
     }
 }
@@ -207,7 +227,8 @@ mod tests {
             assert_eq!(duration.to_string(), written);
             assert_eq!(written.parse::<Duration>().unwrap(), duration);
         }
-        for text in ["5 minutes", "-3s", "", "1d", "12"] {
+        let (long, longer) = ("9".repeat(31) + "h", "9".repeat(400) + "h");
+        for text in ["5 minutes", "-3s", "", "1d", "12", "h", "1.2.3s", "3s 4m", "1e9h", "87601h", &long, &longer] {
             assert!(text.parse::<Duration>().is_err(), "{text}");
         }
     }

@@ -193,10 +193,14 @@ pub struct TradingHaltStatus {
     /// Pods of trading workloads that are not gone; absent when not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_pods: Option<i64>,
-    /// When all of it was last proven; written at most once a minute when nothing changed. Older than 3 minutes
-    /// counts as unknown.
+    /// All of it was proven by reads that began at this moment or later; written at most once a minute when nothing
+    /// changed. After `verifiedUntil` it counts as unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verified_at: Option<MicroTime>,
+    /// Until when that counts: three minutes later, or, where Jobs read (they do so at most every five minutes), when
+    /// the next Job should have answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_until: Option<MicroTime>,
     /// The moments that people ask for later.
     #[serde(default)]
     pub times: HaltTimes,
@@ -249,22 +253,28 @@ pub struct LatchedWorkload {
 #[serde(rename_all = "camelCase")]
 pub struct OrderSummary {
     /// The venue's id.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The id that the client chose.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_order_id: Option<String>,
     /// The symbol.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The type.
     #[serde(rename = "type")]
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// Buy or sell.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side: Option<String>,
     /// The quantity, as the venue writes it.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
 }
@@ -274,12 +284,15 @@ pub struct OrderSummary {
 #[serde(rename_all = "camelCase")]
 pub struct PositionSummary {
     /// The symbol.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     /// The quantity, as the venue writes it.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<String>,
     /// What it is worth, as the venue writes it.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_value: Option<String>,
 }
@@ -354,6 +367,12 @@ pub struct ActionStatus {
     /// When it was last tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempt_at: Option<MicroTime>,
+    /// Until when a call of the present attempt may be under way; only of what may not be repeated at will.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<MicroTime>,
+    /// Which leader recorded that intent: the number of transitions of the Lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<i64>,
     /// What came back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

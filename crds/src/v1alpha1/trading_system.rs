@@ -63,6 +63,7 @@ use super::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.workloads.exists(w, w.role == 'Trading')", "workloads needs at least one entry with role: Trading, which is what a halt stops"))]
+#[x_kube(validation = ("!has(self.haltPolicy.reverifyInterval) || duration(self.haltPolicy.reverifyInterval) <= duration('1m')", "haltPolicy.reverifyInterval is at most 1m, because what was not verified for three minutes is not known"))]
 pub struct TradingSystemSpec {
     /// What runs: trading workloads are halted, supporting ones keep running.
     #[schemars(length(min = 1, max = 1000))]
@@ -261,6 +262,7 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.path) == has(self.expect)", "path and expect go together: the value at path must be as expected"))]
+#[x_kube(validation = ("self.request.method in ['GET', 'POST']", "a check changes nothing: write method: GET, or POST where the source is asked that way"))]
 pub struct HttpCheck {
     /// The request.
     pub request: HttpRequest,
@@ -281,7 +283,9 @@ pub struct HttpCheck {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SqlCheck {
-    /// A connection URL, `postgresql://user:password@host:port/database?sslmode=require`.
+    /// A connection URL, `postgresql://user:password@host:port/database?sslmode=verify-full`. Only `verify-full` and
+    /// `verify-ca` make sure that it is the database that answers; `require` and `prefer`, the default, take any
+    /// certificate.
     pub connection_secret_ref: SecretKeyRef,
     /// The query.
     #[schemars(length(min = 1, max = 4096))]
@@ -322,12 +326,13 @@ pub enum PositionAction {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HaltPolicy {
-    /// How many reads in a row must find no open order. Default 3.
+    /// How many reads in a row must find no open order, or no position. Default 3. A read by Job is repeated at most
+    /// every 5 minutes.
     #[schemars(range(min = 1, max = 20))]
     pub verify_reads: u32,
     /// The time between them. Default 1s.
     pub verify_interval: Duration,
-    /// How often a held halt is verified again. Default 10s.
+    /// How often a held halt is verified again, at most 1m. Default 10s.
     pub reverify_interval: Duration,
     /// How long closing positions may take before the halt says that it did not succeed. Default 10m.
     pub close_deadline: Duration,

@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +11,8 @@ use anyhow::{Context, bail, ensure};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+
+use crate::{controlplane::checkout, folders};
 
 /// The folder with `bot.py`, `conformance.py` and `requirements.txt`.
 pub fn folder() -> PathBuf {
@@ -73,12 +74,13 @@ pub struct DemoBot {
 impl DemoBot {
     /// Starts the bot on a free loopback port and waits until it listens. `env` adds to its configuration.
     pub async fn start(venue: &str, key: &str, secret: &str, env: &[(&str, &str)]) -> anyhow::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("standfast-bot-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir_all(&folder)?;
+        let python = python().await?;
+        let folder = folders::scratch(&checkout().join(".work/bots"), "")?;
         let token = "bot-token".to_owned();
-        let mut child = Command::new(python().await?)
+        // The kernel ends it with the thread of the test.
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(python)
             .arg(self::folder().join("bot.py"))
             .env("VENUE_URL", venue)
             .env("APCA_API_KEY_ID", key)

@@ -72,9 +72,23 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
             "The TradingSystem \"bad\" is invalid: spec.venues[0].cancelOrders[0].http: Invalid value: url must start with https:// or http://, for example https://paper-api.alpaca.markets/v2/orders",
         ),
         (
+            "a read that changes something",
+            system(&world, "bad", venue(&world, "/openOrders/0/http/method", "DELETE".into())),
+            "The TradingSystem \"bad\" is invalid: spec.venues[0].openOrders[0]: Invalid value: a read changes nothing: write method: GET, or POST where the source is asked that way",
+        ),
+        (
+            "a check that changes something",
+            system(
+                &world,
+                "bad",
+                json!({"checks": [{"name": "up", "group": "data", "http": {"request": {"method": "PUT", "url": "https://broker.example/"}}}]}),
+            ),
+            "The TradingSystem \"bad\" is invalid: spec.checks[0].http: Invalid value: a check changes nothing: write method: GET, or POST where the source is asked that way",
+        ),
+        (
             "a duration in words",
             system(&world, "bad", json!({"haltPolicy": {"closeDeadline": "5 minutes"}})),
-            "The TradingSystem \"bad\" is invalid: spec.haltPolicy.closeDeadline: Invalid value: \"5 minutes\": a duration is written as 500ms, 90s, 15m or 1h30m",
+            "The TradingSystem \"bad\" is invalid: spec.haltPolicy.closeDeadline: Invalid value: \"5 minutes\": a duration is written as 500ms, 90s, 15m or 1h30m, and at most ten years long",
         ),
         (
             "an unknown field",

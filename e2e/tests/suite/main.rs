@@ -3,6 +3,7 @@
 // clippy.toml exempts test functions only; here the helpers around them are tests too.
 #![allow(clippy::unwrap_used)]
 
+mod charts;
 mod examples;
 mod guardrails;
 mod halt;

@@ -14,10 +14,13 @@ use super::{
     Item, Order, Orders, Outcome, Positions, ReadError,
     document::{Document, Path, Scalar},
     expect,
-    extract::{Page, Reader, order_reader, position_reader},
+    extract::{Kept, Page, Reader, order_reader, position_reader},
     secrets, template,
 };
-use crate::outbound::{Call, CallError, Reply, Transport, guard};
+use crate::{
+    metrics::{Counted, Metrics},
+    outbound::{Call, CallError, Reply, Transport, guard},
+};
 
 /// How long a call may take if its request does not say.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,8 +28,16 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub const TIMEOUT_LIMIT: Duration = Duration::from_secs(60);
 /// Pages of one read that are followed.
 const PAGES: usize = 50;
-/// Orders or positions of one read at most.
+/// Orders or positions of one read at most, and the text in them, in bytes.
 const ITEMS: usize = 50_000;
+const TEXT: usize = 8 << 20;
+
+/// A JSON answer.
+struct Answer {
+    document: Document,
+    /// A long one keeps its place among the long ones: what was made of it is longer still.
+    _body: Bytes,
+}
 
 /// Sends the requests of TradingSystems.
 #[derive(Clone)]
@@ -42,9 +53,9 @@ impl fmt::Debug for Caller {
 }
 
 impl Caller {
-    /// A caller that reads Secrets with `client` and sends with `transport`.
-    pub fn new(transport: Arc<dyn Transport>, client: kube::Client) -> Self {
-        Self { transport, client }
+    /// A caller that reads Secrets with `client` and sends with `transport`, and counts what it sends.
+    pub fn new(transport: Arc<dyn Transport>, client: kube::Client, metrics: Metrics) -> Self {
+        Self { transport: Arc::new(Counted { transport, metrics }), client }
     }
 
     /// What calls are sent with.
@@ -136,7 +147,7 @@ impl Caller {
         let call = self.prepare(namespace, &read.http, None).await.map_err(|e| ReadError(e.to_string()))?;
         let what = describe(&call);
         let about = |why: String| ReadError(format!("{what}: {why}"));
-        let found = scalar_at(&self.document(call).await?, &path).map_err(about)?;
+        let found = scalar_at(&self.document(call).await?.document, &path).map_err(about)?;
         expect::holds(&read.expect, &found, Timestamp::now()).map_err(|error| about(format!("{path}: {error}")))
     }
 
@@ -158,14 +169,17 @@ impl Caller {
     }
 
     /// The whole JSON answer to a call that only reads.
-    async fn document(&self, call: Call) -> Result<Document, ReadError> {
+    async fn document(&self, call: Call) -> Result<Answer, ReadError> {
         let what = describe(&call);
         let about = |why: String| ReadError(format!("{what}: {why}"));
         let reply = self.get(call).await.map_err(|error| about(error.to_string()))?;
         match reply.status {
             // Accepted, partial and multi-status answers do not tell the whole.
             202 | 206 | 207 => Err(about(format!("the answer {} is not a whole one", reply.status))),
-            200..=299 => Document::parse(&reply.body).map_err(about),
+            200..=299 => {
+                let document = Document::parse(&reply.body).map_err(about)?;
+                Ok(Answer { document, _body: reply.body })
+            }
             301 | 302 | 303 | 307 | 308 => {
                 Err(about(format!("redirected ({}): put the final address in the url", reply.status)))
             }
@@ -174,21 +188,33 @@ impl Caller {
         }
     }
 
-    async fn pages<T>(&self, namespace: &str, request: &HttpRequest, reader: &Reader<T>) -> Result<Page<T>, ReadError> {
+    async fn pages<T: Kept>(
+        &self,
+        namespace: &str,
+        request: &HttpRequest,
+        reader: &Reader<T>,
+    ) -> Result<Page<T>, ReadError> {
         let mut call = self.prepare(namespace, request, None).await.map_err(|e| ReadError(e.to_string()))?;
         let what = describe(&call);
         let about = |why: String| ReadError(format!("{what}: {why}"));
         let mut url = Url::parse(&call.url).map_err(|e| about(e.to_string()))?;
         let mut seen = BTreeSet::from([call.url.clone()]);
-        let mut all = Vec::new();
+        let (mut all, mut text) = (Vec::new(), 0);
         loop {
-            let document = self.document(call.clone()).await?;
-            match reader.page(&document).map_err(|error| about(error.to_string()))? {
+            let answer = self.document(call.clone()).await?;
+            match reader.page(&answer.document).map_err(|error| about(error.to_string()))? {
                 Page::Count(count) => return Ok(Page::Count(count)),
                 Page::Items { items, next } => {
+                    text += items.iter().map(Kept::bytes).sum::<usize>();
                     all.extend(items);
                     if all.len() > ITEMS {
                         return Err(about(format!("there are more than {ITEMS} items: let count name their number")));
+                    }
+                    if text > TEXT {
+                        return Err(about(format!(
+                            "the items hold more than {} MiB of text: let count name their number",
+                            TEXT >> 20
+                        )));
                     }
                     let Some(next) = next else { return Ok(Page::Items { items: all, next: None }) };
                     url = reader.next_url(&url, &next).map_err(|error| about(error.to_string()))?;

@@ -86,7 +86,7 @@ fn cluster() -> (kube::Client, Arc<AtomicUsize>) {
 
 fn caller(answers: impl IntoIterator<Item = Result<Reply, CallError>>) -> (Caller, Arc<Venue>) {
     let venue = Arc::new(Venue { answers: Mutex::new(answers.into_iter().collect()), ..Venue::default() });
-    (Caller::new(venue.clone(), cluster().0), venue)
+    (Caller::new(venue.clone(), cluster().0, Metrics::new()), venue)
 }
 
 fn request(extra: Value) -> HttpRequest {
@@ -116,7 +116,7 @@ fn orders_read(extra: Value) -> OrdersRead {
 #[tokio::test]
 async fn a_call_has_everything() {
     let (client, asked) = cluster();
-    let caller = Caller::new(Arc::new(Venue::default()), client);
+    let caller = Caller::new(Arc::new(Venue::default()), client, Metrics::new());
     let mut wanted = authenticated("venue", "token");
     wanted.url = "https://venue.example/v2/orders/{id}".into();
     wanted.headers = vec![standfast_crds::v1alpha1::Header { name: "X-Plain".into(), value: "v".into() }];
@@ -137,7 +137,7 @@ async fn a_call_has_everything() {
 #[tokio::test]
 async fn many_calls_read_each_secret_once() {
     let (client, asked) = cluster();
-    let caller = Caller::new(Arc::new(Venue::default()), client);
+    let caller = Caller::new(Arc::new(Venue::default()), client, Metrics::new());
     let (a, b) = (authenticated("venue", "token"), authenticated("tls", "token"));
     let calls = caller.prefetch("trading", &[&a, &b, &a]).await;
     assert_eq!(calls.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
@@ -310,6 +310,39 @@ async fn too_many_items() {
 }
 
 #[tokio::test]
+async fn too_much_text() {
+    let part = "x".repeat(256);
+    let order = json!({"id": part, "client_order_id": part, "symbol": part, "type": part});
+    // One MiB of text on each page.
+    let answers = (0..60).map(|turn| answer(&json!({"o": vec![&order; 1024], "n": format!("?page={turn}")})));
+    let (caller, venue) = caller(answers);
+    let error = caller.read_orders("trading", &orders_read(json!({"items": "$.o[*]", "next": "$.n"}))).await;
+    let expected = "GET venue.example: the items hold more than 8 MiB of text: let count name their number";
+    assert_eq!(error.unwrap_err().to_string(), expected);
+    assert_eq!(venue.sent().len(), 9);
+}
+
+/// What is read of an answer is larger than it: its place among the long ones is taken until that is gone too.
+#[tokio::test]
+async fn a_document_keeps_its_body() {
+    struct Tracked {
+        _there: Arc<()>,
+    }
+    impl AsRef<[u8]> for Tracked {
+        fn as_ref(&self) -> &[u8] {
+            b"[]"
+        }
+    }
+    let there = Arc::new(());
+    let (caller, _) = caller([reply(200, Bytes::from_owner(Tracked { _there: Arc::clone(&there) }))]);
+    let call = caller.prepare("trading", &request(json!({})), None).await.unwrap();
+    let document = caller.document(call).await.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(Arc::strong_count(&there), 2);
+    drop(document);
+    assert_eq!(Arc::strong_count(&there), 1);
+}
+
+#[tokio::test]
 async fn a_broken_later_page_breaks_the_read() {
     let (caller, _) = caller([answer(&json!({"o": [{}], "n": "?p=2"})), reply(500, "")]);
     let read = orders_read(json!({"items": "$.o[*]", "next": "$.n"}));
@@ -352,4 +385,27 @@ fn values_of_answers() {
     let reply = Reply { status: 200, body: r#"{"lag": 0.10}"#.into() };
     assert_eq!(value_at(&reply, "$.lag").unwrap(), Scalar::Number("0.10".into()));
     value_at(&reply, "$.lags").unwrap_err();
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_how_they_ended() {
+    let lost = || Err(CallError::UnknownOutcome("no whole answer".into()));
+    let refused = Err(CallError::Refused("loopback".into()));
+    let answers = [reply(500, "no"), lost(), reply(200, "{}"), refused, Err(CallError::NotSent("no name".into()))];
+    let venue = Arc::new(Venue { answers: Mutex::new(answers.into_iter().collect()), ..Venue::default() });
+    let metrics = Metrics::new();
+    let caller = Caller::new(venue, cluster().0, metrics.clone());
+    let cancel = request(json!({"method": "DELETE"}));
+    caller.act("trading", &cancel, None).await;
+    // Sent twice: the first answer was lost.
+    caller.ask("trading", &request(json!({}))).await.unwrap();
+    caller.act("trading", &cancel, None).await;
+    let call = caller.prepare("trading", &cancel, None).await.unwrap();
+    caller.transport().send(call).await.unwrap_err();
+    caller.probe("trading", &cancel, None).await.unwrap();
+    let text = metrics.encode();
+    for (result, count) in [("answered", 2), ("unknown", 1), ("refused", 1), ("not_sent", 1)] {
+        let line = format!("standfast_outbound_calls_total{{result=\"{result}\"}} {count}\n");
+        assert!(text.contains(&line), "{line}{text}");
+    }
 }

@@ -145,7 +145,8 @@ fn brackets_do_not_take_long_to_read() {
     for path in ["$[?((((@.a || @.b) && @.c) || @.d) && @.e)]", &format!("$[?@.a{}]", " || @.a".repeat(30))] {
         Path::parse(path).unwrap();
     }
-    assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+    // A moment, or for ever.
+    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
 fn json_value() -> impl Strategy<Value = Value> {

@@ -12,6 +12,31 @@ use super::{
     document::{Document, ListPath, Node, Path, Scalar},
 };
 
+/// The longest part of an order or position, in characters: no status takes a longer one.
+const PART: usize = 256;
+/// The longest token or address of a next page, in characters; a url is no longer.
+const NEXT: usize = 2048;
+
+/// What is made of an item, and kept.
+pub trait Kept {
+    /// How much text that is.
+    fn bytes(&self) -> usize;
+}
+
+impl Kept for Order {
+    fn bytes(&self) -> usize {
+        let OrderSummary { id, client_order_id, symbol, type_, side, quantity } = &self.summary;
+        [id, client_order_id, symbol, type_, side, quantity].into_iter().flatten().map(String::len).sum()
+    }
+}
+
+impl Kept for PositionSummary {
+    fn bytes(&self) -> usize {
+        let Self { symbol, quantity, market_value } = self;
+        [symbol, quantity, market_value].into_iter().flatten().map(String::len).sum()
+    }
+}
+
 /// What a page says.
 #[derive(Debug)]
 pub enum Page<T> {
@@ -108,7 +133,10 @@ impl<T> Reader<T> {
         }
         let nodes = self.items.select(root)?;
         let next = match &self.next {
-            Some(path) => root.one(path)?.and_then(Scalar::into_text).filter(|next| !next.is_empty()),
+            Some(path) => {
+                let next = root.one(path)?.and_then(Scalar::into_text).filter(|next| !next.is_empty());
+                short(next, NEXT).map_err(|why| format!("next: what stands at {path} {why}"))?
+            }
             None => match self.page_size {
                 Some(size) if nodes.len() >= size => {
                     return Err(format!(
@@ -182,7 +210,16 @@ fn field(name: &str, given: Option<&str>, default: &str) -> Result<Path, String>
 }
 
 fn text(item: Node<'_>, path: &Path, name: &str) -> Result<Option<String>, String> {
-    Ok(item.one(path).map_err(|why| format!("fields.{name}: {why}"))?.and_then(Scalar::into_text))
+    let found = item.one(path).map_err(|why| format!("fields.{name}: {why}"))?.and_then(Scalar::into_text);
+    short(found, PART).map_err(|why| format!("fields.{name}: what stands at {path} {why}"))
+}
+
+/// A text that is not longer than `limit` characters: it is kept, and there are many.
+fn short(text: Option<String>, limit: usize) -> Result<Option<String>, String> {
+    match text {
+        Some(text) if text.chars().count() > limit => Err(format!("is longer than {limit} characters")),
+        text => Ok(text),
+    }
 }
 
 impl OrderParts {

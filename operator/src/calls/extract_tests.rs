@@ -1,6 +1,8 @@
+use kube::CustomResourceExt;
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::json;
+use standfast_crds::v1alpha1::TradingHalt;
 
 use super::*;
 
@@ -193,6 +195,38 @@ fn wrong_reads_say_where(#[case] read: Value, #[case] expected: &str) {
 fn fields_must_be_scalars() {
     let error = orders(json!({}), json!([{"id": {"a": 1}}])).unwrap_err();
     assert!(error.contains("fields.id: $.id selects an object"), "{error}");
+}
+
+#[rstest]
+#[case::fits("é".repeat(256), None)]
+#[case::does_not("é".repeat(257), Some("fields.id: what stands at $.id is longer than 256 characters"))]
+fn parts_are_short(#[case] id: String, #[case] expected: Option<&str>) {
+    let found = orders(json!({}), json!([{"id": id}]));
+    assert_eq!(found.err().as_deref(), expected);
+    let read: OrdersRead = job_read(json!({}));
+    assert_eq!(job_orders(&read, &json!({"openOrders": [{"id": id}]})).err().map(|e| e.0).as_deref(), expected);
+    let found = positions(json!({}), json!([{"symbol": id}]));
+    let expected = expected.map(|text| text.replace("id", "symbol"));
+    assert_eq!(found.err(), expected);
+}
+
+/// What was read is written into a status: it must not be refused there.
+#[test]
+fn parts_are_as_long_as_a_status_takes_them() {
+    let crd = serde_json::to_value(TradingHalt::crd()).unwrap();
+    let venue = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["venues"]
+        ["items"]["properties"];
+    for (list, parts) in [("orders", 6), ("positions", 3)] {
+        let fields = venue[list]["items"]["properties"].as_object().unwrap();
+        let longest: Vec<_> = fields.values().map(|field| field["maxLength"].as_u64()).collect();
+        assert_eq!(longest, vec![Some(PART as u64); parts], "{list}");
+    }
+}
+
+#[test]
+fn the_next_page_has_a_short_address() {
+    let error = orders(json!({"next": "$.n", "items": "$.o[*]"}), json!({"o": [], "n": "x".repeat(2049)})).unwrap_err();
+    assert_eq!(error, "next: what stands at $.n is longer than 2048 characters");
 }
 
 fn job_read<T: serde::de::DeserializeOwned>(extra: Value) -> T {

@@ -15,6 +15,8 @@ use crate::outbound::CallError;
 pub const USE_LABEL: &str = "standfast.dev/use";
 /// The annotation with the hosts that its values may be sent to.
 pub const HOSTS_ANNOTATION: &str = "standfast.dev/allowed-hosts";
+/// The annotation, with the value `true`, that lets Jobs have them.
+pub const JOBS_ANNOTATION: &str = "standfast.dev/allowed-in-jobs";
 /// The longest that reading a Secret may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -55,11 +57,32 @@ pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Read, 
     Ok(Read { namespace: namespace.to_owned(), secret })
 }
 
-/// Whether a Secret may be used at all, without reading its values.
-pub async fn check(client: &Client, namespace: &str, name: &str) -> Result<(), CallError> {
+/// Whether a Secret may be given to Jobs, without reading its values. What is run there may send it anywhere, so its owner
+/// has to allow that, too.
+pub async fn check_for_jobs(client: &Client, namespace: &str, name: &str) -> Result<(), CallError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let found = answer(namespace, name, timeout(DEADLINE, api.get_metadata_opt(name)).await)?;
-    check_use(namespace, &found.metadata)
+    check_use(namespace, &found.metadata)?;
+    match found.metadata.annotations.as_ref().and_then(|annotations| annotations.get(JOBS_ANNOTATION)) {
+        Some(value) if value == "true" => Ok(()),
+        _ => Err(CallError::Refused(format!(
+            "Secret {namespace}/{name} may not be given to Jobs: if it may, run: kubectl -n {namespace} annotate secret \
+             {name} {JOBS_ANNOTATION}=true"
+        ))),
+    }
+}
+
+/// Whether a Secret has a key.
+pub async fn check_key(client: &Client, namespace: &str, reference: &SecretKeyRef) -> Result<(), CallError> {
+    let (name, key) = (&reference.name, &reference.key);
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let found = answer(namespace, name, timeout(DEADLINE, api.get_opt(name)).await)?;
+    match found.data.is_some_and(|data| data.contains_key(key)) {
+        true => Ok(()),
+        false => Err(CallError::Refused(format!(
+            "Secret {namespace}/{name} has no key {key}: add it, or correct the name of the key"
+        ))),
+    }
 }
 
 /// Reads several Secrets at once, each once.

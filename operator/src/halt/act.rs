@@ -3,18 +3,22 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt, stream};
-use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::{
+    api::batch::v1::Job,
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
 use standfast_crds::v1alpha1::{
-    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, LatchedWorkload, StateRead, TradingHalt,
-    TradingHaltStatus, TradingSystem, Venue, shorten,
+    Action, ActionState, ActionStatus, CancelOrders, HttpRequest, JobAction, StateRead, TradingHalt, TradingHaltStatus,
+    TradingSystem, Venue, shorten,
 };
 
-use super::{HaltReconciler, decide::Effect, latch};
+use super::{HaltReconciler, decide::Effect, jobs, latch};
 use crate::{
     calls::{Item, Outcome},
     client::{self, Class},
@@ -73,6 +77,18 @@ pub fn cancels(effect: &Effect) -> bool {
     matches!(effect, Effect::CancelAll(..) | Effect::CancelOne(..) | Effect::CancelListed(_))
 }
 
+/// Whether the action of this name cancels orders.
+pub fn is_cancel(action: &str) -> bool {
+    action.contains("/cancelOrder")
+}
+
+/// When a request of this action was last tried at a venue, as far as the status tells.
+pub fn last_tried(status: &TradingHaltStatus, venue: &str, action: &str) -> Option<Timestamp> {
+    let prefix = format!("{venue}/{action}/");
+    let tried = status.actions.iter().filter(|a| a.name.starts_with(&prefix) && a.state != ActionState::Failed);
+    tried.filter_map(|a| a.last_attempt_at.as_ref()).map(|t| t.0).max()
+}
+
 /// How often closing was intended at a venue.
 pub fn close_attempts(status: &TradingHaltStatus, venue: &str) -> i64 {
     let prefix = format!("{venue}/closePosition");
@@ -85,13 +101,36 @@ pub fn suspends(status: &TradingHaltStatus, venue: &str) -> bool {
     status.actions.iter().any(|a| a.name.starts_with(&prefix) && a.state != ActionState::Failed)
 }
 
-/// Takes note of an intent.
-pub fn intend(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp) {
-    let action = entry(status, &name(effect));
+/// The longest from an intent until its call has ended: the write of the intent, the Secrets, the call, and what two
+/// clocks may be apart.
+const INTENT: SignedDuration = SignedDuration::from_secs(16);
+
+/// Takes note of an intent. A Job is named with it: after a crash it is looked for and not begun again.
+pub fn intend(
+    status: &mut TradingHaltStatus,
+    halt: &TradingHalt,
+    system: Option<&TradingSystem>,
+    effect: &Effect,
+    (now, epoch): (Timestamp, i64),
+) {
+    let what = name(effect);
+    let job = system.and_then(|s| job_of(s, effect)).is_some();
+    let action = entry(status, &what);
     action.state = ActionState::Intended;
     action.attempts += 1;
     action.last_attempt_at = Some(MicroTime(now));
     action.message = None;
+    action.external_ref = job.then(|| jobs::name(halt, &what, action.attempts));
+    if effect.needs_intent() {
+        action.deadline = now.checked_add(INTENT).ok().map(MicroTime);
+        action.epoch = Some(epoch);
+    }
+}
+
+/// Whether a call that another leader intended may still be under way.
+pub fn under_way(status: &TradingHaltStatus, now: Timestamp, epoch: i64) -> bool {
+    let foreign = |a: &&ActionStatus| a.state == ActionState::Intended && a.epoch.is_some_and(|e| e != epoch);
+    status.actions.iter().filter(foreign).any(|a| a.deadline.as_ref().is_some_and(|t| t.0 > now))
 }
 
 /// Takes note of what came back. Effects of one action are told as one: the worst of them, and how many.
@@ -120,6 +159,7 @@ pub fn note(status: &mut TradingHaltStatus, results: &[Done], intended: bool) {
         action.state = worst.outcome.state;
         action.attempts += i64::from(!intended && !goes_on);
         action.external_ref = worst.job.clone().filter(|_| worst.outcome.state == ActionState::Intended);
+        (action.deadline, action.epoch) = (None, None);
         action.last_attempt_at = Some(MicroTime(worst.begun));
         action.message = Some(shorten(&message));
     }
@@ -212,6 +252,7 @@ impl HaltReconciler {
                 let written = self.latches.write(&namespace, &latch::name(&halt.name_any()), data).await;
                 written.map_or_else(|e| failed(e.to_string()), |()| done("written"))
             }
+            // Done by `act` itself, which wants to know more of it.
             Effect::Stop(key, size) => self.stop(key, *size).await.0,
             Effect::SuspendJob(name) => self.suspend_job(&namespace, name).await,
             Effect::ApplicationHalt => {
@@ -282,7 +323,11 @@ impl HaltReconciler {
         match call {
             Ok(mut call) => {
                 call.timeout = call.timeout.min(EFFECT_DEADLINE);
-                self.caller.perform(call).await
+                // Reading its Secrets may have taken its time.
+                match self.leadership.check(EFFECT_DEADLINE) {
+                    Ok(()) => self.caller.perform(call).await,
+                    Err(lost) => failed(format!("not begun: {lost}")),
+                }
             }
             Err(error) => failed(error.to_string()),
         }
@@ -313,11 +358,17 @@ impl HaltReconciler {
                 symbol: o.summary.symbol.clone().unwrap_or_default(),
                 quantity: o.summary.quantity.clone().unwrap_or_default(),
             });
-            let outcomes: Vec<_> = stream::iter(items.collect::<Vec<_>>())
-                .map(|item| async move { self.send(namespace, Some(&cancel.http), Some(&item), None).await })
-                .buffer_unordered(16)
-                .collect()
-                .await;
+            // The Secrets are read once for all of them.
+            let items: Vec<_> = items.collect();
+            let calls = self.caller.prepare_items(namespace, &cancel.http, &items).await;
+            let outcomes: Vec<_> =
+                stream::iter(calls.into_iter().zip(items))
+                    .map(|(call, item)| async move {
+                        self.send(namespace, Some(&cancel.http), Some(&item), Some(call)).await
+                    })
+                    .buffer_unordered(16)
+                    .collect()
+                    .await;
             sent += outcomes.len();
             bad = bad.or(outcomes.into_iter().find(|o| o.state != ActionState::Done));
         }
@@ -343,19 +394,25 @@ impl HaltReconciler {
         }
     }
 
-    /// Sizes, read live, of workloads that the cache said were stopped and that are not.
-    pub(super) async fn hidden(&self, namespace: &str, workloads: &[LatchedWorkload]) -> Vec<(Key, Size)> {
-        let keys = workloads
-            .iter()
-            .filter(|w| w.inherited_from.is_none() && (w.replicas == Some(0) || w.suspended == Some(true)))
-            .map(|w| Key { namespace: namespace.into(), kind: w.kind, name: w.name.clone() });
+    /// Sizes, read live, of workloads that the cache said were stopped and that are not; and those that could not be
+    /// read, to be asked again.
+    pub(super) async fn hidden(&self, keys: Vec<Key>) -> (Vec<(Key, Size)>, Vec<Key>) {
         let reads: Vec<_> = keys
+            .into_iter()
             .map(|key| async move {
-                let (size, _) = self.scaler.read(&key).await.ok()?;
-                (size != Size::stopped(key.kind)).then_some((key, size))
+                let size = self.scaler.read(&key).await.map(|(size, _)| size);
+                (key, size)
             })
             .collect();
-        stream::iter(reads).buffer_unordered(16).filter_map(std::future::ready).collect().await
+        let (mut found, mut unread) = (vec![], vec![]);
+        for (key, size) in stream::iter(reads).buffer_unordered(16).collect::<Vec<_>>().await {
+            match size {
+                Ok(size) if size != Size::stopped(key.kind) => found.push((key, size)),
+                Ok(_) | Err(ScaleError::NotFound(_)) => {}
+                Err(_) => unread.push(key),
+            }
+        }
+        (found, unread)
     }
 
     async fn suspend_job(&self, namespace: &str, name: &str) -> Outcome {
@@ -399,6 +456,13 @@ pub(super) fn job_of<'a>(system: &'a TradingSystem, effect: &Effect) -> Option<&
 pub(super) fn running(status: &TradingHaltStatus, effect: &Effect) -> bool {
     let name = name(effect);
     status.actions.iter().any(|a| a.name == name && a.external_ref.is_some())
+}
+
+/// The cancels that Jobs are carrying out at the moment.
+pub(super) fn cancelling(status: &TradingHaltStatus, system: &TradingSystem) -> Vec<Effect> {
+    let venues = system.spec.venues.iter();
+    let all = venues.flat_map(|v| (0..v.cancel_orders.len()).map(|n| Effect::CancelAll(v.name.clone(), n)));
+    all.filter(|effect| running(status, effect)).collect()
 }
 
 pub(super) fn done(message: &str) -> Outcome {

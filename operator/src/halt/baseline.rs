@@ -26,7 +26,10 @@ use crate::{
 /// The records of halts that this process committed. Caches learn of a commit some moments later than of its effects,
 /// and a second halt in between must not take the zero of the first for its baseline.
 #[derive(Default)]
-pub struct Registry(Mutex<HashMap<String, (String, Vec<(Key, LatchedWorkload)>)>>);
+pub struct Registry(Mutex<HashMap<String, Committed>>);
+
+/// Name and records of a halt.
+type Committed = (String, Vec<(Key, LatchedWorkload)>);
 
 impl Registry {
     /// Takes note of a commit, before any of its effects begins.

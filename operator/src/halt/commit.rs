@@ -5,8 +5,8 @@ use futures::future::join_all;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 use standfast_crds::v1alpha1::{
-    ActionState, Evidence, HaltPhase, Latch, TradingHalt, TradingHaltStatus, TradingSystem, VenueStatus,
-    halt_conditions as c, set_condition, shorten,
+    ActionState, ActionStatus, Evidence, HaltPhase, Latch, LatchedWorkload, TradingHalt, TradingHaltStatus,
+    TradingSystem, VenueStatus, halt_conditions as c, set_condition, shorten,
 };
 use tokio::time::Instant;
 
@@ -21,30 +21,47 @@ use super::{
     others::Others,
     record::{self, WriteError},
 };
-use crate::{client, controller::Failure};
+use crate::{client, controller::Failure, workloads::Key};
 
 /// The most workloads that one halt can hold.
 pub(super) const WORKLOAD_LIMIT: usize = 1000;
+/// The most venues that one halt can cover.
+pub(super) const VENUE_LIMIT: usize = 16;
 
 impl HaltReconciler {
-    /// The TradingSystem of a halt: from the cache, or live if the cache does not have it yet.
-    pub(super) async fn system(&self, halt: &TradingHalt) -> Result<TradingSystem, String> {
+    /// The TradingSystem of a halt: from the cache, or live if the cache does not have it yet. `None` if there is none.
+    async fn find_system(&self, halt: &TradingHalt) -> Result<Option<TradingSystem>, String> {
         let namespace = halt.namespace().unwrap_or_default();
         let name = &halt.spec.system_ref.name;
         if let Some(system) = self.systems.read(&namespace, name) {
-            return Ok(system);
+            return Ok(Some(system));
         }
         let api: Api<TradingSystem> = Api::namespaced(self.client.clone(), &namespace);
         let what = format!("reading TradingSystem {namespace}/{name}");
-        match client::read(EFFECT_DEADLINE, what, api.get_opt(name)).await {
-            Ok(Some(system)) => Ok(system),
-            Ok(None) => {
-                let names = self.systems.some_names(&namespace);
-                let there =
-                    if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
-                Err(format!("TradingSystem {name} not found in namespace {namespace}: {there}"))
-            }
-            Err(error) => Err(error.to_string()),
+        client::read(EFFECT_DEADLINE, what, api.get_opt(name)).await.map_err(|e| e.to_string())
+    }
+
+    /// The same; an error also when there is none.
+    pub(super) async fn system(&self, halt: &TradingHalt) -> Result<TradingSystem, String> {
+        self.find_system(halt).await?.ok_or_else(|| self.no_system(halt))
+    }
+
+    fn no_system(&self, halt: &TradingHalt) -> String {
+        let (namespace, name) = (halt.namespace().unwrap_or_default(), &halt.spec.system_ref.name);
+        let names = self.systems.some_names(&namespace);
+        let there = if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
+        format!("TradingSystem {name} not found in namespace {namespace}: {there}")
+    }
+
+    /// Reads a halt that somebody else changed.
+    async fn catch_up(&self, halt: &TradingHalt) {
+        let api: Api<TradingHalt> = Api::namespaced(self.client.clone(), &halt.namespace().unwrap_or_default());
+        let name = halt.name_any();
+        let live = client::read(EFFECT_DEADLINE, format!("reading TradingHalt {name}"), api.get_opt(&name)).await;
+        if let Ok(Some(live)) = live
+            && live.uid() == halt.uid()
+        {
+            self.remember(&live);
         }
     }
 
@@ -52,9 +69,9 @@ impl HaltReconciler {
     pub(super) async fn commit(&self, halt: &TradingHalt) -> Result<Action, Failure> {
         let namespace = halt.namespace().unwrap_or_default();
         let uid = halt.uid().unwrap_or_default();
-        let system = match self.system(halt).await {
-            Ok(system) => system,
-            Err(why) => return self.pending(halt, why).await,
+        let system = match self.find_system(halt).await.map_err(Failure)? {
+            Some(system) => system,
+            None => return self.pending(halt, self.no_system(halt)).await,
         };
         let policy = &system.spec.halt_policy;
         // Read before the registry is asked: see `baseline`.
@@ -64,12 +81,7 @@ impl HaltReconciler {
         let resumes = self.resumes.read_namespace(&namespace);
         let workloads = baseline::records(&views, halt, &self.registry, &halts, &resumes);
 
-        let mut venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
-        for (venue, offers) in venues.iter_mut().filter(|(_, o)| o.suspend_blocks_closing) {
-            // Suspended when the other halt is done.
-            let closing = Others::at(venue, &halts, halt, policy).closing;
-            offers.suspend = if closing { 0 } else { offers.suspend };
-        }
+        let venues = self.first_offers(halt, &system);
         let active = self.active(&namespace, &workloads);
         let application = system.spec.application_halt.is_some();
         let effects = decide::first_wave(&halt.spec, policy, active, &venues, application);
@@ -96,7 +108,7 @@ impl HaltReconciler {
         status.times.committed_at = Some(MicroTime(now));
         for effect in &effects {
             if !status.actions.iter().any(|a| a.name == act::name(effect)) {
-                act::intend(&mut status, effect, now);
+                act::intend(&mut status, halt, Some(&system), effect, (now, self.leadership.epoch()));
             }
         }
         let asked = format!(
@@ -123,25 +135,32 @@ impl HaltReconciler {
         let committed = match written {
             Ok(committed) => committed,
             Err(WriteError::Failed(failure)) => return Err(failure),
-            Err(WriteError::Conflict) => return Ok(Action::requeue(std::time::Duration::ZERO)),
+            Err(WriteError::Conflict) => {
+                // The cache is behind: with what it has, this would go on until it catches up.
+                self.catch_up(halt).await;
+                return Ok(Action::requeue(std::time::Duration::ZERO));
+            }
             Err(WriteError::Gone) => return Ok(Action::await_change()),
         };
         let status = committed.status.clone().unwrap_or_default();
         self.registry.commit(&uid, &halt.name_any(), &namespace, &status.workloads);
-        self.event(&committed, "Committed", &asked);
         let started = Instant::now();
         let mut memory = Memory::new(started);
         memory.looked = true;
-        note_begun(&mut memory, &effects, started);
         memory.stopping.extend(self.active(&namespace, &status.workloads).into_iter().map(|w| w.key));
 
         let first_cancel = effects.iter().any(act::cancels).then(Timestamp::now);
         let reads = join_all(system.spec.venues.iter().map(|v| self.read_before(&namespace, &committed, v)));
-        let (results, before, hidden) = tokio::join!(
+        let seems_stopped =
+            |w: &&LatchedWorkload| w.inherited_from.is_none() && (w.replicas == Some(0) || w.suspended == Some(true));
+        let seem_stopped = status.workloads.iter().filter(seems_stopped);
+        let keys = seem_stopped.map(|w| Key { namespace: namespace.clone(), kind: w.kind, name: w.name.clone() });
+        let (results, before, (hidden, unread)) = tokio::join!(
             self.act(&committed, &status, Some(&system), effects, ready),
             reads,
-            self.hidden(&namespace, &status.workloads)
+            self.hidden(keys.collect())
         );
+        memory.unread = unread;
         let mut status = status;
         let found: Vec<_> = results.iter().filter_map(|r| r.found.clone()).chain(hidden).collect();
         memory.stopping.extend(found.iter().map(|(key, _)| key.clone()));
@@ -149,6 +168,7 @@ impl HaltReconciler {
         for (venue, (orders, positions)) in status.venues.iter_mut().zip(before) {
             (venue.orders_before, venue.positions_before) = (orders, positions);
         }
+        note_cancels(&mut memory, &status, &results, started);
         act::note(&mut status, &results, true);
         self.note_wave(&mut memory, &mut status, &results, first_cancel, started);
         self.keep(&uid, memory);
@@ -158,6 +178,18 @@ impl HaltReconciler {
             self.registry.commit(&uid, &halt.name_any(), &namespace, workloads);
         }
         Ok(Action::requeue(if corrected { std::time::Duration::ZERO } else { self.pace }))
+    }
+
+    /// What the venues offer for the first wave.
+    pub(super) fn first_offers(&self, halt: &TradingHalt, system: &TradingSystem) -> Vec<(String, decide::Offers)> {
+        let halts = self.halts.read_namespace(&halt.namespace().unwrap_or_default());
+        let mut venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
+        for (venue, offers) in venues.iter_mut().filter(|(_, o)| o.suspend_blocks_closing) {
+            // Suspended when the other halt is done.
+            let closing = Others::at(venue, &halts, halt, &system.spec.halt_policy).closing;
+            offers.suspend = if closing { 0 } else { offers.suspend };
+        }
+        venues
     }
 
     /// Takes note of what a wave achieved.
@@ -170,6 +202,9 @@ impl HaltReconciler {
         started: Instant,
     ) {
         let now = Timestamp::now();
+        // What certainly had no effect may not even have been sent.
+        let sent = |r: &act::Done| act::is_cancel(&r.name) && r.outcome.state != ActionState::Failed;
+        let first_cancel = first_cancel.filter(|_| results.iter().any(sent));
         if let (Some(at), None) = (first_cancel, &status.times.first_cancel_sent_at) {
             status.times.first_cancel_sent_at = Some(MicroTime(at));
             evidence::append(
@@ -220,7 +255,6 @@ impl HaltReconciler {
         status.observed_generation = generation;
         set_condition(&mut status.conditions, now, generation, (c::HALTED, "False", "SystemNotFound"), shorten(&why));
         record::kstatus(&mut status, generation, now);
-        set_condition(&mut status.conditions, now, generation, (c::STALLED, "True", "SystemNotFound"), shorten(&why));
         if record::differs(&old, &status) {
             self.settle(self.write(halt, status).await)?;
             self.event(halt, "SystemNotFound", &why);
@@ -230,17 +264,34 @@ impl HaltReconciler {
     }
 }
 
-/// Remembers when cancels of all orders were begun.
-pub(super) fn note_begun(memory: &mut Memory, effects: &[Effect], now: Instant) {
-    for effect in effects {
-        match effect {
-            Effect::CancelAll(venue, _) => {
-                memory.venues.entry(venue.clone()).or_default().cancel_begun = Some(now);
-            }
-            Effect::CloseAll(..) | Effect::CloseOne(..) => {
-                memory.closing_since.get_or_insert(now);
-            }
-            _ => {}
+/// Remembers when cancels of all orders were begun. What certainly had no effect does not count, and a Job that goes on
+/// was begun before.
+pub(super) fn note_cancels(memory: &mut Memory, status: &TradingHaltStatus, results: &[act::Done], begun: Instant) {
+    let mut venues: Vec<&str> = vec![];
+    for result in results.iter().filter(|r| act::is_cancel(&r.name)) {
+        let mut parts = result.name.split('/');
+        let (Some(venue), _, number) = (parts.next(), parts.next(), parts.next()) else { continue };
+        if !venues.contains(&venue) {
+            venues.push(venue);
         }
+        let goes_on =
+            |a: &ActionStatus| a.name == result.name && a.external_ref.is_some() && a.external_ref == result.job;
+        let first = memory.venues.entry(venue.into()).or_default();
+        if let Some(number) = number.and_then(|n| n.parse().ok())
+            && result.outcome.state != ActionState::Failed
+            && !(first.cancels.contains_key(&number) && status.actions.iter().any(goes_on))
+        {
+            first.cancels.insert(number, begun);
+        }
+    }
+    for venue in venues {
+        memory.venues.entry(venue.into()).or_default().note_cancel(begun);
+    }
+}
+
+/// Remembers when closing began.
+pub(super) fn note_begun(memory: &mut Memory, effects: &[Effect], now: Instant) {
+    if effects.iter().any(|e| matches!(e, Effect::CloseAll(..) | Effect::CloseOne(..))) {
+        memory.closing_since.get_or_insert(now);
     }
 }

@@ -16,7 +16,7 @@ use standfast_crds::v1alpha1::{
 };
 use tokio::time::Instant;
 
-use super::{HaltReconciler, act::EFFECT_DEADLINE, decide::Facts, evidence, memory::Memory};
+use super::{HaltReconciler, act::EFFECT_DEADLINE, decide::ActiveWorkload, evidence, memory::Memory};
 use crate::{
     client,
     scale::{FIELD_MANAGER, Size},
@@ -27,7 +27,7 @@ use crate::{
 const SHOWN: Duration = Duration::from_secs(600);
 
 /// Who last set the size of a workload, of all that did.
-pub fn manager<'a>(fields: &'a [ManagedFieldsEntry], kind: WorkloadKind) -> Option<&'a str> {
+pub fn manager(fields: &[ManagedFieldsEntry], kind: WorkloadKind) -> Option<&str> {
     let field = match kind {
         WorkloadKind::CronJob => "f:suspend",
         WorkloadKind::Deployment | WorkloadKind::StatefulSet => "f:replicas",
@@ -46,12 +46,12 @@ impl HaltReconciler {
         &self,
         halt: &TradingHalt,
         status: &mut TradingHaltStatus,
-        facts: &Facts,
+        active: &[ActiveWorkload],
         memory: &mut Memory,
         now: Timestamp,
     ) {
         let generation = halt.metadata.generation;
-        let raised = match memory.raised(&facts.active).filter(|_| status.times.scaled_at.is_some()) {
+        let raised = match memory.raised(active).filter(|_| status.times.scaled_at.is_some()) {
             // The cache may be behind our own change: only what is raised live was raised by somebody.
             Some(workload) => match self.scaler.read(&workload.key).await {
                 Ok((size, _)) if size == Size::stopped(workload.key.kind) => None,

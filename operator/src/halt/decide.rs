@@ -79,6 +79,12 @@ pub struct VenueFacts {
     pub orders: Option<Known<Orders>>,
     /// Open positions.
     pub positions: Option<Known<Positions>>,
+    /// Orders are not known yet: the first Job that reads them is running.
+    pub orders_awaited: bool,
+    /// The same for positions.
+    pub positions_awaited: bool,
+    /// The positions were read when everything was stopped and no order was open any more.
+    pub positions_current: bool,
     /// Whether the venue itself says that it refuses new orders.
     pub suspended: Option<Known<bool>>,
     /// Reads in a row that found nothing to cancel, each begun after the last pod was gone.
@@ -89,6 +95,10 @@ pub struct VenueFacts {
     pub flat_reads: u32,
     /// A cancel was begun after the last pod was gone, or none is needed.
     pub cancelled_after_stop: bool,
+    /// Enough time has passed since cancelling was last tried.
+    pub cancel_due: bool,
+    /// What cancelled orders when the halt began was taken from the TradingSystem, and nothing else cancels them.
+    pub cancel_removed: bool,
     /// All requests to suspend were answered.
     pub suspend_done: bool,
     /// Another held halt of the system has asked the venue to suspend trading.
@@ -126,8 +136,10 @@ pub struct ActiveWorkload {
 /// Everything that was looked at in one tick.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
-    /// Time since the halt committed itself, as far as this process saw it.
+    /// Time since the halt committed itself, or since something was raised again, as far as this process saw it.
     pub elapsed: Duration,
+    /// For how long everything has been stopped.
+    pub stopped_for: Duration,
     /// Time since the first close was sent, if one was.
     pub closing_for: Option<Duration>,
     /// The TradingSystem could be read.
@@ -268,7 +280,7 @@ fn cancels(spec: &TradingHaltSpec, venue: &VenueFacts, stopped: bool, effects: &
     };
     // Zero read while a pod was alive proves nothing; a cancel before its end is repeated after it.
     let again = stopped && !venue.cancelled_after_stop && !venue.close_intended;
-    if cancel == CancelOrders::None || !(open || again) {
+    if cancel == CancelOrders::None || !(open || again) || !venue.cancel_due {
         return;
     }
     let spares_closing = !venue.close_intended || matches!(&venue.orders, Some(Ok(o)) if o.closing == 0);
@@ -297,7 +309,11 @@ fn closes(
     }
     // Orders hold the quantity that is to be closed: none may be open, neither the bot's nor one of our own closes.
     let settled = matches!(&venue.orders, Some(Ok(o)) if o.to_cancel == 0 && o.closing == 0);
-    let due = if venue.close_intended { venue.stable_reads >= policy.verify_reads } else { venue.clean_reads >= 1 };
+    let due = if venue.close_intended {
+        venue.stable_reads >= policy.verify_reads
+    } else {
+        venue.clean_reads >= 1 && venue.positions_current
+    };
     if facts.stopped() && settled && due && venue.close_hindrance.is_none() && !venue.closing_elsewhere {
         if must_allow(venue) {
             // Closed in a later tick, when the venue says that it takes orders.
@@ -357,7 +373,7 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
     let unknown = [&workloads, &orders, &positions].into_iter().find(|v| v.1 == "Unknown").cloned();
     let verified = match (&unknown, &facts.system) {
         (Some(v), _) => (c::VERIFIED, "Unknown", v.2, v.3.clone()),
-        (None, Err(why)) => (c::VERIFIED, "Unknown", "SystemUnreadable", why.clone()),
+        (None, Err(why)) => (c::VERIFIED, "Unknown", SYSTEM_UNREADABLE, why.clone()),
         (None, Ok(())) => (c::VERIFIED, "True", "ReadBack", "everything that is said here was read back".into()),
     };
     let done = |v: &Verdict| v.1 == "True";
@@ -388,6 +404,9 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
     Judgement { conditions: vec![latched, workloads, orders, positions, verified, halted], phase }
 }
 
+/// Reason of `OrdersCancelled` when it was proven that none is open.
+pub const ZERO_ORDERS: &str = "ZeroOrders";
+const SYSTEM_UNREADABLE: &str = "SystemUnreadable";
 const NOT_ALLOWED: &str = "NotAllowed";
 const PODS_LATE: &str = "PodsStillRunning";
 const NODE_UNREACHABLE: &str = "NodeUnreachable";
@@ -424,6 +443,9 @@ fn orders(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict
     if spec.orders.cancel == CancelOrders::None {
         return verdict("True", "NotRequested", "open orders are kept, as the halt asks".into());
     }
+    if let Err(why) = &facts.system {
+        return verdict("Unknown", SYSTEM_UNREADABLE, why.clone());
+    }
     if facts.venues.is_empty() {
         let message = "the TradingSystem names no venue: whether orders are open is not known";
         return verdict("Unknown", "NoVenues", message.into());
@@ -436,14 +458,25 @@ fn orders(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict
                 format!("venue {name} was removed from the TradingSystem under the halt: its orders cannot be read");
             return verdict("Unknown", "VenueRemoved", message);
         }
+        if venue.cancel_removed {
+            let message = format!("venue {name}: cancelOrders was removed from the TradingSystem under the halt");
+            return verdict("Unknown", "CancelRemoved", message);
+        }
         if spec.orders.cancel == CancelOrders::NonProtective && !venue.offers.cancel_one {
             let message = format!("venue {name} has no cancelOrder: single orders cannot be cancelled");
             return verdict("Unknown", "NonProtectiveNotPossible", message);
         }
         match &venue.orders {
             Some(Ok(orders)) => {
+                if let (1.., Some(Err(why))) = (orders.closing, &venue.positions) {
+                    let message = format!("venue {name}: whether its open orders are closes is not known: {why}");
+                    return verdict("Unknown", "PositionsNotRead", message);
+                }
                 open += orders.to_cancel;
                 kept += orders.kept;
+            }
+            Some(Err(why)) if venue.orders_awaited => {
+                return verdict("False", "Verifying", format!("venue {name}: {why}"));
             }
             Some(Err(why)) => return verdict("Unknown", "OrdersNotRead", format!("venue {name}: {why}")),
             None => {
@@ -454,14 +487,14 @@ fn orders(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict
         clean &= venue.clean_reads >= policy.verify_reads;
     }
     if open > 0 {
-        let reason = if facts.stopped() && facts.elapsed > CANCEL_PATIENCE { ORDERS_LATE } else { ORDERS_OPEN };
+        let reason = if facts.stopped() && facts.stopped_for > CANCEL_PATIENCE { ORDERS_LATE } else { ORDERS_OPEN };
         return verdict("False", reason, format!("{open} orders are open"));
     }
     let kept = if kept > 0 { format!(", {kept} are kept on purpose") } else { String::new() };
     if !clean {
         return verdict("False", "Verifying", format!("no order is open so far{kept}; reading again"));
     }
-    verdict("True", "ZeroOrders", format!("{} reads in a row found no open order{kept}", policy.verify_reads))
+    verdict("True", ZERO_ORDERS, format!("{} reads in a row found no open order{kept}", policy.verify_reads))
 }
 
 fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict {
@@ -469,7 +502,18 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
     if spec.positions.action == PositionAction::Keep {
         return verdict("True", "NotRequested", "positions are kept, as the halt asks".into());
     }
+    // Whether closing is allowed is not known either.
+    if let Err(why) = &facts.system {
+        return verdict("Unknown", SYSTEM_UNREADABLE, why.clone());
+    }
     if !closing_allowed(spec, policy) {
+        if let Some(venue) = facts.venues.iter().find(|v| v.close_intended) {
+            let message = format!(
+                "venue {}: closing was begun, and CloseAll was taken from haltPolicy.allowedPositionActions since",
+                venue.name
+            );
+            return verdict("Unknown", "NotAllowedAnyMore", message);
+        }
         let message = "CloseAll is not among the TradingSystem's haltPolicy.allowedPositionActions: positions are kept";
         return verdict("False", NOT_ALLOWED, message.into());
     }
@@ -481,6 +525,9 @@ fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verd
     for venue in &facts.venues {
         match &venue.positions {
             Some(Ok(positions)) => open += positions.open,
+            Some(Err(why)) if venue.positions_awaited => {
+                return verdict("False", "Closing", format!("venue {}: {why}", venue.name));
+            }
             Some(Err(why)) => return verdict("Unknown", "PositionsNotRead", format!("venue {}: {why}", venue.name)),
             None => {
                 let message = format!("venue {} has no openPositions: whether it is flat is not known", venue.name);

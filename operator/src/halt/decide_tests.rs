@@ -59,6 +59,11 @@ fn venue() -> VenueFacts {
         stable_reads: 3,
         flat_reads: 3,
         cancelled_after_stop: true,
+        orders_awaited: false,
+        positions_awaited: false,
+        positions_current: true,
+        cancel_due: true,
+        cancel_removed: false,
         suspend_done: true,
         close_intended: false,
         close_hindrance: None,
@@ -69,6 +74,7 @@ fn venue() -> VenueFacts {
 fn proven() -> Facts {
     Facts {
         elapsed: Duration::from_secs(5),
+        stopped_for: Duration::from_secs(5),
         closing_for: None,
         system: Ok(()),
         missing: vec![],
@@ -110,13 +116,17 @@ fn what_is_proven_is_halted_and_left_alone() {
 #[case::a_job_goes_on(|f: &mut Facts| f.jobs = Ok(vec!["job".into()]), HaltPhase::Fencing, c::WORKLOADS_STOPPED, "False", "PodsEnding")]
 #[case::a_workload_is_missing(|f: &mut Facts| f.missing = vec!["Deployment x not found".into()], HaltPhase::Unverified, c::WORKLOADS_STOPPED, "Unknown", "WorkloadNotFound")]
 #[case::an_order_is_open(|f: &mut Facts| { f.venues[0].orders = Some(Ok(Orders { to_cancel: 1, ..Orders::default() })); f.venues[0].clean_reads = 0 }, HaltPhase::Fencing, c::ORDERS_CANCELLED, "False", "OrdersOpen")]
-#[case::an_order_stays_open(|f: &mut Facts| { f.venues[0].orders = Some(Ok(Orders { to_cancel: 1, ..Orders::default() })); f.venues[0].clean_reads = 0; f.elapsed = Duration::from_secs(61) }, HaltPhase::Unverified, c::ORDERS_CANCELLED, "False", "OrdersStillOpen")]
+#[case::an_order_stays_open(|f: &mut Facts| { f.venues[0].orders = Some(Ok(Orders { to_cancel: 1, ..Orders::default() })); f.venues[0].clean_reads = 0; f.stopped_for = Duration::from_secs(61) }, HaltPhase::Unverified, c::ORDERS_CANCELLED, "False", "OrdersStillOpen")]
 #[case::zero_was_read_too_seldom(|f: &mut Facts| f.venues[0].clean_reads = 2, HaltPhase::Verifying, c::ORDERS_CANCELLED, "False", "Verifying")]
 #[case::orders_cannot_be_read(|f: &mut Facts| f.venues[0].orders = Some(Err("timeout".into())), HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "OrdersNotRead")]
 #[case::nothing_reads_orders(|f: &mut Facts| f.venues[0].orders = None, HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "OrdersNotReadable")]
 #[case::there_is_no_venue(|f: &mut Facts| f.venues.clear(), HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "NoVenues")]
 #[case::the_venue_was_removed(|f: &mut Facts| f.venues[0].offers.removed = true, HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "VenueRemoved")]
+#[case::what_cancelled_was_removed(|f: &mut Facts| f.venues[0].cancel_removed = true, HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "CancelRemoved")]
+#[case::a_job_has_not_answered_yet(|f: &mut Facts| { f.venues[0].orders = Some(Err("not yet".into())); f.venues[0].orders_awaited = true }, HaltPhase::Verifying, c::ORDERS_CANCELLED, "False", "Verifying")]
+#[case::what_is_open_may_be_a_close(|f: &mut Facts| { f.venues[0].orders = Some(Ok(Orders { closing: 1, ..Orders::default() })); f.venues[0].positions = Some(Err("500".into())) }, HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "PositionsNotRead")]
 #[case::the_system_is_gone(|f: &mut Facts| f.system = Err("not found".into()), HaltPhase::Unverified, c::VERIFIED, "Unknown", "SystemUnreadable")]
+#[case::the_system_is_gone_and_its_venues_with_it(|f: &mut Facts| { f.system = Err("not found".into()); f.venues[0].offers.removed = true }, HaltPhase::Unverified, c::ORDERS_CANCELLED, "Unknown", "SystemUnreadable")]
 fn a_doubt_is_never_halted(
     #[case] doubt: fn(&mut Facts),
     #[case] phase: HaltPhase,
@@ -161,6 +171,15 @@ fn s0_34_positions_are_closed_only_where_the_policy_allows_it(
     assert_eq!(closes, allowed);
 }
 
+/// The policy is gone with the system: it is not taken for one that forbids closing.
+#[test]
+fn without_its_system_nobody_knows_whether_positions_may_be_closed() {
+    let facts = Facts { system: Err("not found".into()), ..proven() };
+    let judgement = judge(&spec(CancelOrders::All, PositionAction::CloseAll), &policy(false), &facts);
+    let found = judgement.conditions.iter().find(|v| v.0 == c::POSITIONS_CLOSED).unwrap();
+    assert_eq!((judgement.phase, found.1, found.2), (HaltPhase::Unverified, "Unknown", "SystemUnreadable"));
+}
+
 /// When a close may be sent: not while anything runs, not while an order holds the quantity, not twice.
 #[rstest]
 #[case::everything_settled(|_: &mut Facts| {}, true)]
@@ -174,6 +193,7 @@ fn s0_34_positions_are_closed_only_where_the_policy_allows_it(
 #[case::our_close_is_open(|f: &mut Facts| { f.venues[0].close_intended = true; f.venues[0].orders = Some(Ok(Orders { closing: 1, ..Orders::default() })) }, false)]
 #[case::closed_and_nothing_moves(|f: &mut Facts| f.venues[0].close_intended = true, true)]
 #[case::an_older_halt_closes(|f: &mut Facts| f.venues[0].closing_elsewhere = true, false)]
+#[case::positions_are_older_than_the_last_order(|f: &mut Facts| f.venues[0].positions_current = false, false)]
 fn a_close_is_sent_only_when_it_can_neither_flip_nor_double(#[case] change: fn(&mut Facts), #[case] closes: bool) {
     let mut facts = proven();
     facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
@@ -217,6 +237,32 @@ fn a_suspended_venue_is_opened_only_to_close(#[case] change: fn(&mut Facts), #[c
         let said = judge(&spec, &policy(true), &facts).conditions.iter().find(|v| v.0 == c::POSITIONS_CLOSED).cloned();
         assert!(said.as_ref().is_some_and(|v| v.2 == "CannotCloseNow" && v.3.contains("allowTrading")), "{said:?}");
     }
+}
+
+/// Closing that was begun under the policy is not forgotten when the policy changes.
+#[test]
+fn closing_that_was_begun_and_is_not_allowed_any_more_is_unknown() {
+    let mut facts = proven();
+    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
+    let spec = spec(CancelOrders::All, PositionAction::CloseAll);
+    assert_eq!(judge(&spec, &policy(false), &facts).phase, HaltPhase::Halted, "nothing was begun");
+    facts.venues[0].close_intended = true;
+    let judgement = judge(&spec, &policy(false), &facts);
+    let found = judgement.conditions.iter().find(|v| v.0 == c::POSITIONS_CLOSED).unwrap();
+    assert_eq!((judgement.phase, found.1, found.2), (HaltPhase::Unverified, "Unknown", "NotAllowedAnyMore"));
+}
+
+#[test]
+fn a_venue_that_was_asked_a_moment_ago_is_given_time_to_cancel() {
+    let mut facts = proven();
+    facts.venues[0].orders = Some(Ok(Orders { to_cancel: 2, ..Orders::default() }));
+    let cancels = |facts: &Facts| {
+        let effects = effects(&spec(CancelOrders::All, PositionAction::Keep), &policy(false), facts);
+        effects.iter().any(|e| matches!(e, Effect::CancelAll(..)))
+    };
+    assert!(cancels(&facts));
+    facts.venues[0].cancel_due = false;
+    assert!(!cancels(&facts));
 }
 
 /// A halt that keeps positions does not suspend trading while another one of its system closes them.
@@ -302,6 +348,8 @@ prop_compose! {
         suspended in proptest::option::of(known(any::<bool>())),
         counts in (0..5_u32, 0..5_u32, 0..5_u32),
         flags in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        jobs in (proptest::bool::weighted(0.2), proptest::bool::weighted(0.2)),
+        reads in (any::<bool>(), any::<bool>(), proptest::bool::weighted(0.1)),
         others in (any::<bool>(), any::<bool>(), any::<bool>()),
         removed in proptest::bool::weighted(0.1),
     ) -> VenueFacts {
@@ -317,6 +365,8 @@ prop_compose! {
             clean_reads: counts.0, stable_reads: counts.1, flat_reads: counts.2,
             cancelled_after_stop: flags.0, suspend_done: flags.1, close_intended: flags.2,
             close_hindrance: flags.3.then(|| "closed".to_owned()),
+            orders_awaited: jobs.0, positions_awaited: jobs.1,
+            positions_current: reads.0, cancel_due: reads.1, cancel_removed: reads.2,
         }
     }
 }
@@ -334,6 +384,7 @@ prop_compose! {
     ) -> Facts {
         Facts {
             elapsed: Duration::from_secs(elapsed),
+            stopped_for: Duration::from_secs(elapsed),
             closing_for: Some(Duration::from_secs(elapsed)),
             system,
             missing: missing.then(|| "missing".to_owned()).into_iter().collect(),

@@ -3,7 +3,7 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use standfast_crds::v1alpha1::{Evidence, EvidenceEntry, TradingHalt, shorten};
+use standfast_crds::v1alpha1::{Evidence, EvidenceEntry, TradingHalt, TradingHaltStatus, shorten};
 
 /// How many entries a status holds. The last two are kept free for the release.
 pub const ENTRY_LIMIT: usize = 200;
@@ -28,6 +28,25 @@ pub fn append(evidence: &mut Evidence, now: Timestamp, event: &str, message: &st
     let sha256 = hash(previous, &at, event, &message);
     evidence.sha256 = Some(sha256.clone());
     evidence.entries.push(EvidenceEntry { at, event: event.into(), message, sha256 });
+}
+
+/// What a halt goes back to and what it found, in one line: SHA-256 over the RFC 8785 JSON of kind, name, replicas and
+/// suspension of each workload, and the counts before at each venue. It is an entry of the chain, so that none of these
+/// can be changed unnoticed either.
+pub fn ledger(status: &TradingHaltStatus) -> String {
+    let workloads: Vec<_> = status
+        .workloads
+        .iter()
+        .map(|w| json!({"kind": w.kind, "name": w.name, "replicas": w.replicas, "suspended": w.suspended}))
+        .collect();
+    let venues: Vec<_> = status
+        .venues
+        .iter()
+        .map(|v| json!({"name": v.name, "ordersBefore": v.orders_before, "positionsBefore": v.positions_before}))
+        .collect();
+    let text = serde_jcs::to_string(&json!({"workloads": workloads, "venues": venues})).unwrap_or_default();
+    let sha256: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    format!("{} workloads, {} venues, sha256 {sha256}", workloads.len(), venues.len())
 }
 
 /// Whether every entry fits the one before it, and the head is the last one.
@@ -87,6 +106,26 @@ mod tests {
         let mut other = evidence;
         other.previous_sha256 = None;
         assert!(verify(&other).is_err(), "the chain of the halt before is part of it");
+    }
+
+    /// S0-35
+    #[test]
+    fn s0_35_the_ledger_tells_when_a_recorded_size_or_count_was_changed() {
+        let status: TradingHaltStatus = serde_json::from_value(json!({
+            "workloads": [{"kind": "Deployment", "name": "bot", "replicas": 3}],
+            "venues": [{"name": "alpaca", "ordersBefore": 7, "positionsBefore": 2, "openOrders": 7}]}))
+        .unwrap();
+        let said = ledger(&status);
+        assert!(said.starts_with("1 workloads, 1 venues, sha256 "), "{said}");
+        let mut moved = status.clone();
+        moved.venues[0].open_orders = Some(0);
+        assert_eq!(ledger(&moved), said, "what changes by itself is not part of it");
+        let mut forged = status.clone();
+        forged.workloads[0].replicas = Some(30);
+        assert_ne!(ledger(&forged), said);
+        let mut forged = status;
+        forged.venues[0].orders_before = Some(6);
+        assert_ne!(ledger(&forged), said);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -19,7 +20,9 @@ use crate::{
 };
 
 /// The shortest time between two Jobs that read the same thing.
-const PAUSE: Duration = Duration::from_secs(300);
+pub const PAUSE: Duration = Duration::from_secs(300);
+/// How long a Job may run if its action does not say.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest that a Job may run, whatever its action says.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -33,10 +36,13 @@ pub struct JobReads {
 #[derive(Clone, Default)]
 struct JobRead {
     count: u64,
-    begun: Option<Instant>,
+    begun: Option<Begun>,
     running: bool,
-    last: Option<(Instant, Known<Value>)>,
+    last: Option<(Begun, Known<Value>)>,
 }
+
+/// When a Job was begun, on both clocks: one to compare, one to show.
+pub type Begun = (Instant, Timestamp);
 
 impl JobReads {
     /// No reads yet.
@@ -56,15 +62,17 @@ impl JobReads {
 /// The answer of a read: when its Job was begun, and what it said. The same answer is given until there is a newer one.
 pub struct Answer {
     /// When the Job was begun.
-    pub begun: Instant,
+    pub begun: Begun,
     /// Whether it is given for the first time.
     pub fresh: bool,
+    /// No Job has answered yet, and one is running.
+    pub awaited: bool,
     /// What it said.
     pub value: Known<Value>,
 }
 
 /// A name that tells the halt and is the same for the same attempt.
-fn name(halt: &TradingHalt, what: &str, attempt: impl std::fmt::Display) -> String {
+pub fn name(halt: &TradingHalt, what: &str, attempt: impl std::fmt::Display) -> String {
     let uid = halt.uid().unwrap_or_default();
     let digest = Sha256::digest(format!("{uid}/{what}/{attempt}"));
     let digest: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
@@ -83,9 +91,7 @@ impl HaltReconciler {
     ) -> (Outcome, Option<String>) {
         let known = status.actions.iter().find(|a| a.name == what);
         let (attempts, running) = known.map_or((0, None), |a| (a.attempts, a.external_ref.clone()));
-        // An intent without a Job is the attempt that is due; otherwise it is the next one.
-        let intended = known.is_some_and(|a| a.state == ActionState::Intended && a.external_ref.is_none());
-        let job = running.unwrap_or_else(|| name(halt, what, if intended { attempts } else { attempts + 1 }));
+        let job = running.unwrap_or_else(|| name(halt, what, attempts + 1));
         let outcome = match self.ensure(halt, &job, action).await {
             Ok(JobState::Running) => Outcome { state: ActionState::Intended, message: format!("Job {job} is running") },
             Ok(JobState::Succeeded { .. }) => act::done(&format!("Job {job} succeeded")),
@@ -98,20 +104,35 @@ impl HaltReconciler {
         (outcome, Some(job))
     }
 
-    /// Reads by a Job; at most one every five minutes.
+    /// Removes the Job of an action that may be repeated, once what became of it is recorded: a night of retries must
+    /// not fill the cluster. (One that may not be repeated stays: its name tells that it was begun.)
+    pub(super) async fn clean(&self, halt: &TradingHalt, job: &str) {
+        let namespace = halt.namespace().unwrap_or_default();
+        if let Err(error) = jobs::delete_job(&self.client, &namespace, job, &owner(halt)).await {
+            tracing::debug!(%error, job, "a finished Job was left behind; it goes with its halt");
+        }
+    }
+
+    /// Reads by a Job; at most one every five minutes. The first is begun when `begin` says so.
     pub(super) async fn job_read(
         &self,
         halt: &TradingHalt,
         reads: &JobReads,
         what: &str,
         action: &JobAction,
+        begin: bool,
     ) -> Answer {
         let mut read = reads.get(what);
-        let due = read.begun.is_none_or(|at| at.elapsed() >= PAUSE);
-        if !read.running && due {
-            read = JobRead { count: read.count + 1, begun: Some(Instant::now()), running: true, ..read };
+        if read.begun.is_none() && !begin {
+            let value = Err("it is read by a Job when the bots are gone".into());
+            return Answer { begun: (Instant::now(), Timestamp::now()), fresh: false, awaited: true, value };
         }
-        let begun = read.begun.unwrap_or_else(Instant::now);
+        let due = read.begun.is_none_or(|(at, _)| at.elapsed() >= PAUSE);
+        let now = (Instant::now(), Timestamp::now());
+        if !read.running && due {
+            read = JobRead { count: read.count + 1, begun: Some(now), running: true, ..read };
+        }
+        let begun = read.begun.unwrap_or(now);
         let mut fresh = false;
         if read.running {
             let job = name(halt, what, format!("{}/{}", reads.salt, read.count));
@@ -135,8 +156,9 @@ impl HaltReconciler {
             }
         }
         reads.put(what, read.clone());
+        let awaited = read.last.is_none();
         let (begun, value) = read.last.unwrap_or_else(|| (begun, Err("the Job that reads has not ended yet".into())));
-        Answer { begun, fresh, value }
+        Answer { begun, fresh, awaited, value }
     }
 
     async fn ensure(&self, halt: &TradingHalt, job: &str, action: &JobAction) -> Result<JobState, JobError> {

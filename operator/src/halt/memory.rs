@@ -18,6 +18,8 @@ use crate::workloads::Key;
 pub struct Memory {
     /// When this process first saw the halt committed.
     pub started: Instant,
+    /// Since when the workloads are being stopped: since the beginning, or since one was raised again.
+    pub moving_since: Instant,
     /// Since when nothing that could place an order runs.
     pub stopped_since: Option<Instant>,
     /// What the last trial of the latch said, and when.
@@ -36,6 +38,8 @@ pub struct Memory {
     pub contended: Option<Instant>,
     /// Workloads that were not seen to be stopped yet since they belong to the halt: that they run is nobody's doing.
     pub stopping: HashSet<Key>,
+    /// Workloads that the cache says were stopped before, and that could not be read live yet.
+    pub unread: Vec<Key>,
 }
 
 /// When something is tried again.
@@ -52,14 +56,18 @@ pub struct Retry {
 pub struct VenueMemory {
     /// Reads in a row that found nothing to cancel.
     pub clean: u32,
+    /// When the first of them had answered.
+    pub clean_since: Option<Instant>,
     /// Reads in a row that found no position.
     pub flat: u32,
     /// Reads in a row that found the same positions, and no order of our own closing.
     pub stable: u32,
     /// The positions of the read before, to see whether they change.
     pub last_positions: Option<Vec<(String, String)>>,
-    /// When the last cancel of all orders was begun.
-    pub cancel_begun: Option<Instant>,
+    /// When each request that cancels all orders was last begun and may have had an effect.
+    pub cancels: HashMap<usize, Instant>,
+    /// When cancelling was last tried, and how often in a row without getting rid of all orders.
+    pub cancel_tries: (Option<Instant>, u32),
     /// The requests to suspend were answered, and none to allow was sent since.
     pub suspended: bool,
     /// The requests to allow trading were answered, and none to suspend was sent since.
@@ -73,6 +81,7 @@ impl Memory {
     pub fn new(now: Instant) -> Self {
         Self {
             started: now,
+            moving_since: now,
             stopped_since: None,
             latch: None,
             venues: HashMap::new(),
@@ -82,6 +91,7 @@ impl Memory {
             job_reads: JobReads::new(Timestamp::now().as_nanosecond()),
             contended: None,
             stopping: HashSet::new(),
+            unread: vec![],
         }
     }
 
@@ -94,11 +104,19 @@ impl Memory {
     /// Takes note that everything is stopped, or is not.
     pub fn note_stopped(&mut self, stopped: bool, now: Instant) {
         if !stopped {
-            self.stopped_since = None;
-            self.venues.values_mut().for_each(|v| (v.clean, v.flat, v.stable) = (0, 0, 0));
+            if self.stopped_since.take().is_some() {
+                self.moving_since = now;
+            }
+            self.venues.values_mut().for_each(|v| (v.clean, v.clean_since, v.flat, v.stable) = (0, None, 0, 0));
         } else if self.stopped_since.is_none() {
             self.stopped_since = Some(now);
         }
+    }
+
+    /// Whether each of so many requests that cancel all orders of a venue was begun after everything had stopped.
+    pub fn cancelled_after_stop(&self, venue: &str, requests: usize) -> bool {
+        let begun = |n: usize| self.venues.get(venue).and_then(|v| v.cancels.get(&n));
+        self.stopped_since.is_some_and(|since| (0..requests).all(|n| begun(n).is_some_and(|at| *at >= since)))
     }
 
     /// Whether the latch is due for a trial: at once while it is not proven, then every minute.
@@ -111,6 +129,22 @@ impl Memory {
 }
 
 impl VenueMemory {
+    /// Takes note of a wave that cancelled.
+    pub fn note_cancel(&mut self, now: Instant) {
+        self.cancel_tries = (Some(now), self.cancel_tries.1.saturating_add(1));
+    }
+
+    /// Whether cancelling is to be tried again now: after some tries the venue is given more and more time, up to half a
+    /// minute.
+    pub fn cancel_due(&self, now: Instant) -> bool {
+        let (Some(last), tries) = self.cancel_tries else { return true };
+        let pause = match tries {
+            0..5 => Duration::ZERO,
+            more => Duration::from_secs(1 << (more - 4).min(5)).min(Duration::from_secs(30)),
+        };
+        now.duration_since(last) >= pause
+    }
+
     /// Takes note of whether a resume may be making the venue accept orders. Then nothing that was sent by now counts.
     pub fn note_allowing(&mut self, allowing: bool) {
         self.allowing = allowing;
@@ -124,16 +158,20 @@ impl VenueMemory {
 
     /// Takes note of a read that was begun at `begun`; it counts only if everything was stopped before, and a cancel
     /// was sent after that where one is needed.
-    pub fn note_orders(&mut self, read: &Known<Orders>, counts: bool) {
+    pub fn note_orders(&mut self, read: &Known<Orders>, counts: bool, now: Instant) {
         match read {
-            Ok(orders) if counts && orders.to_cancel == 0 => self.clean = self.clean.saturating_add(1),
-            _ => self.clean = 0,
+            Ok(orders) if counts && orders.to_cancel == 0 => {
+                self.clean = self.clean.saturating_add(1);
+                self.cancel_tries = (None, 0);
+                self.clean_since.get_or_insert(now);
+            }
+            _ => (self.clean, self.clean_since) = (0, None),
         }
     }
 
-    /// Takes note of a read of positions.
-    pub fn note_positions(&mut self, read: &Known<Positions>, orders_settled: bool) {
-        let Ok(positions) = read else {
+    /// Takes note of a read of positions; it counts only if it began when no order was open any more.
+    pub fn note_positions(&mut self, read: &Known<Positions>, orders_settled: bool, counts: bool) {
+        let (Ok(positions), true) = (read, counts) else {
             (self.flat, self.stable, self.last_positions) = (0, 0, None);
             return;
         };
@@ -178,16 +216,33 @@ mod tests {
     fn only_reads_after_the_stop_count_and_an_error_begins_again() {
         let mut venue = VenueMemory::default();
         let (zero, open) = (Ok(Orders::default()), Ok(Orders { to_cancel: 1, ..Orders::default() }));
-        venue.note_orders(&zero, false);
-        assert_eq!(venue.clean, 0);
-        venue.note_orders(&zero, true);
-        venue.note_orders(&zero, true);
-        assert_eq!(venue.clean, 2);
-        venue.note_orders(&Err("timeout".into()), true);
-        assert_eq!(venue.clean, 0);
-        venue.note_orders(&zero, true);
-        venue.note_orders(&open, true);
-        assert_eq!(venue.clean, 0);
+        let (first, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        venue.note_orders(&zero, false, first);
+        assert_eq!((venue.clean, venue.clean_since), (0, None));
+        venue.note_orders(&zero, true, first);
+        venue.note_orders(&zero, true, later);
+        assert_eq!((venue.clean, venue.clean_since), (2, Some(first)));
+        venue.note_orders(&Err("timeout".into()), true, later);
+        assert_eq!((venue.clean, venue.clean_since), (0, None));
+        venue.note_orders(&zero, true, later);
+        venue.note_orders(&open, true, later);
+        assert_eq!((venue.clean, venue.clean_since), (0, None));
+    }
+
+    #[test]
+    fn a_venue_that_does_not_cancel_is_asked_less_and_less_often() {
+        let (mut venue, begun) = (VenueMemory::default(), Instant::now());
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        for _ in 0..4 {
+            assert!(venue.cancel_due(begun));
+            venue.note_cancel(begun);
+        }
+        venue.note_cancel(begun);
+        assert_eq!([1, 2].map(|s| venue.cancel_due(after(s))), [false, true]);
+        (0..40).for_each(|_| venue.note_cancel(begun));
+        assert_eq!([29, 30].map(|s| venue.cancel_due(after(s))), [false, true]);
+        venue.note_orders(&Ok(Orders::default()), true, begun);
+        assert!(venue.cancel_due(begun));
     }
 
     #[test]
@@ -196,13 +251,28 @@ mod tests {
         for (quantity, settled, stable) in
             [("5", true, 0), ("5", true, 1), ("5", true, 2), ("3", true, 0), ("3", false, 0), ("3", true, 1)]
         {
-            venue.note_positions(&positions(&[quantity]), settled);
+            venue.note_positions(&positions(&[quantity]), settled, true);
             assert_eq!(venue.stable, stable, "{quantity} {settled}");
         }
-        venue.note_positions(&positions(&[]), true);
+        venue.note_positions(&positions(&[]), true, true);
         assert_eq!((venue.flat, venue.stable), (1, 0));
-        venue.note_positions(&Err("timeout".into()), true);
+        venue.note_positions(&Err("timeout".into()), true, true);
         assert_eq!(venue.flat, 0);
+        venue.note_positions(&positions(&[]), true, false);
+        assert_eq!(venue.flat, 0, "read while an order could still be filled");
+    }
+
+    #[test]
+    fn every_request_that_cancels_is_begun_after_the_stop() {
+        let (before, now) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let mut memory = Memory::new(before);
+        assert!(!memory.cancelled_after_stop("v", 0), "pods run");
+        memory.note_stopped(true, now);
+        assert!(memory.cancelled_after_stop("v", 0), "none is needed");
+        assert!(!memory.cancelled_after_stop("v", 1));
+        let cancels = [(0, now), (1, before)].into();
+        memory.venues.insert("v".into(), VenueMemory { cancels, ..VenueMemory::default() });
+        assert_eq!([1, 2, 3].map(|n| memory.cancelled_after_stop("v", n)), [true, false, false]);
     }
 
     #[test]
@@ -213,5 +283,6 @@ mod tests {
         memory.venues.insert("v".into(), VenueMemory { clean: 3, flat: 2, stable: 1, ..VenueMemory::default() });
         memory.note_stopped(false, now);
         assert_eq!((memory.venues["v"].clean, memory.venues["v"].flat, memory.stopped_since), (0, 0, None));
+        assert_eq!(memory.moving_since, now);
     }
 }

@@ -28,11 +28,11 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    runtime::{controller::Action, events::EventType},
+    runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use standfast_crds::v1alpha1::{
-    ActionState, ActionStatus, HaltPhase, TradingHalt, TradingHaltStatus, TradingResume, TradingSystem, VenueStatus,
-    halt_conditions as c, set_condition,
+    ActionState, ActionStatus, HaltPhase, LatchedWorkload, TradingHalt, TradingHaltStatus, TradingResume,
+    TradingSystem, VenueStatus, WorkloadKind, halt_conditions as c, set_condition,
 };
 use tokio::time::Instant;
 
@@ -52,6 +52,7 @@ use baseline::Registry;
 use decide::Effect;
 use latch::Latches;
 use memory::{Memory, Retry};
+pub use observe::PROOF_LIFE;
 
 /// The caches that controllers share.
 #[derive(Clone)]
@@ -194,6 +195,7 @@ impl HaltReconciler {
         let policy = system.as_ref().map(|s| s.spec.halt_policy.clone()).unwrap_or_default();
         let mut current = halt.clone();
         let mut status = old.clone();
+        let namespace = halt.namespace().unwrap_or_default();
         if self.grow(halt, &mut status, system.as_ref().ok()) {
             // What is latched from now on is in the status before it is touched, and nothing is proven of it.
             let (now, generation) = (Timestamp::now(), halt.metadata.generation);
@@ -207,15 +209,24 @@ impl HaltReconciler {
                 Some(written) => current = written,
                 None => return Ok(Action::requeue(self.pace)),
             }
-            let namespace = halt.namespace().unwrap_or_default();
             let new = status.workloads.iter().filter(|w| !old.workloads.contains(w)).cloned().collect::<Vec<_>>();
             memory.stopping.extend(self.active(&namespace, &new).into_iter().map(|w| w.key));
-            self.registry.commit(
-                &halt.uid().unwrap_or_default(),
-                &halt.name_any(),
-                &halt.namespace().unwrap_or_default(),
-                &status.workloads,
-            );
+            self.register(halt, &status.workloads);
+        }
+        if !memory.looked && status.times.scaled_at.is_none() {
+            memory.stopping.extend(self.active(&namespace, &status.workloads).into_iter().map(|w| w.key));
+        }
+        match self.correct(&current, &mut status, memory).await? {
+            Corrected::No => {}
+            Corrected::Written(written) => current = *written,
+            Corrected::Overtaken => return Ok(Action::requeue(self.pace)),
+        }
+        if !memory.looked && status.times.scaled_at.is_none() {
+            // Another process committed it and may not have come further: once more everything, with nothing looked at.
+            if let Some(wait) = self.overtaken(&current).await {
+                return Ok(Action::requeue(wait));
+            }
+            self.first_wave_again(&current, &mut status, system.as_ref().ok(), memory).await;
         }
 
         if !std::mem::replace(&mut memory.looked, true) && memory.application.is_none() {
@@ -224,13 +235,27 @@ impl HaltReconciler {
             let now = Instant::now();
             memory.application = status.actions.iter().any(unanswered).then_some(Retry { at: now, attempts: 0 });
         }
+        // What was raised is stopped before anything is read: a venue may take its time.
+        let raised = self.active(&namespace, &status.workloads);
+        if !raised.is_empty()
+            && let Some(wait) = self.overtaken(&current).await
+        {
+            return Ok(Action::requeue(wait));
+        }
+        self.note_contention(halt, &mut status, &raised, memory, Timestamp::now()).await;
+        let stops = raised.into_iter().map(|w| Effect::Stop(w.key, w.size)).collect();
+        let mut stopped = self.act(&current, &status, None, stops, HashMap::new()).await;
         let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
         for venue in &status.venues {
             let allowing = others::allowing(&venue.name, &resumes, &halt.spec.system_ref.name, Timestamp::now());
             memory.venues.entry(venue.name.clone()).or_default().note_allowing(allowing);
         }
         let observed = self.observe(&current, &status, &system, memory).await;
-        let effects = decide::effects(&halt.spec, &policy, &observed.facts);
+        let mut effects = decide::effects(&halt.spec, &policy, &observed.facts);
+        effects.retain(|e| !matches!(e, Effect::Stop(..)));
+        // How a Job ended is recorded, also when nothing is left to cancel.
+        let cancelling = system.as_ref().map(|s| act::cancelling(&status, s)).unwrap_or_default();
+        effects.extend(cancelling.into_iter().filter(|e| !effects.contains(e)).collect::<Vec<_>>());
         if !effects.is_empty()
             && let Some(wait) = self.overtaken(&current).await
         {
@@ -239,17 +264,21 @@ impl HaltReconciler {
         status.venues = observed.venues;
         let now = Timestamp::now();
         for (cron_job, jobs) in &observed.jobs {
-            if let Some(w) = status.workloads.iter_mut().find(|w| w.name == *cron_job) {
+            let this = |w: &&mut LatchedWorkload| w.kind == WorkloadKind::CronJob && w.name == *cron_job;
+            if let Some(w) = status.workloads.iter_mut().find(this) {
                 w.suspended_jobs
                     .extend(jobs.iter().filter(|j| !w.suspended_jobs.contains(j)).cloned().collect::<Vec<_>>());
                 w.suspended_jobs.truncate(32);
             }
         }
-        self.note_contention(halt, &mut status, &observed.facts, memory, now).await;
-        let (once, repeatable): (Vec<_>, Vec<_>) = effects.into_iter().partition(Effect::needs_intent);
+        let (mut once, repeatable): (Vec<_>, Vec<_>) = effects.into_iter().partition(Effect::needs_intent);
+        if act::under_way(&status, now, self.leadership.epoch()) {
+            once.clear();
+        }
         if !once.is_empty() {
-            for effect in &once {
-                decide_intent(&mut status, effect, now);
+            for effect in once.iter().filter(|e| !act::running(&status, e)).cloned().collect::<Vec<_>>() {
+                let at = (now, self.leadership.epoch());
+                decide_intent(&mut status, halt, system.as_ref().ok(), &effect, at);
             }
             match self.settle(self.write(&current, status.clone()).await)? {
                 Some(written) => current = written,
@@ -258,41 +287,87 @@ impl HaltReconciler {
         }
         let begun = Instant::now();
         let first_cancel = repeatable.iter().any(act::cancels).then(Timestamp::now);
-        // A Job that goes on was begun before.
-        let new: Vec<_> = repeatable.iter().filter(|e| !act::running(&status, e)).cloned().collect();
-        commit::note_begun(memory, &new, begun);
         commit::note_begun(memory, &once, begun);
         let system = system.as_ref().ok();
-        let (done_once, done) = tokio::join!(
+        let (done_once, mut done) = tokio::join!(
             self.act(&current, &status, system, once, HashMap::new()),
             self.act(&current, &status, system, repeatable, HashMap::new())
         );
-        let found = done.iter().filter_map(|r| r.found.clone()).filter(|(key, _)| memory.stopping.contains(key));
-        if baseline::correct(&mut status.workloads, &found.collect::<Vec<_>>()) {
-            self.registry.commit(
-                &halt.uid().unwrap_or_default(),
-                &halt.name_any(),
-                &halt.namespace().unwrap_or_default(),
-                &status.workloads,
-            );
-        }
+        commit::note_cancels(memory, &status, &done, begun);
+        let over = |r: &&act::Done| r.outcome.state != ActionState::Intended;
+        let ended: Vec<_> = done.iter().filter(over).filter_map(|r| r.job.clone()).collect();
+        done.append(&mut stopped);
         act::note(&mut status, &done_once, true);
         act::note(&mut status, &done, false);
         self.note_wave(memory, &mut status, &done, first_cancel, memory.started);
 
         let judgement = decide::judge(&halt.spec, &policy, &observed.facts);
         status.running_pods = observed.facts.pods.as_ref().ok().and_then(|p| i64::try_from(p.running).ok());
-        let entries = status.evidence.entries.len();
-        record::apply(&mut status, &judgement, halt.metadata.generation, now);
+        record::apply(&mut status, &judgement, halt.metadata.generation, now, (observed.as_of, observed.life));
         if old.times.halted_at.is_none() && status.times.halted_at.is_some() {
             self.metrics.proven(memory.started.elapsed());
         }
-        self.mirror(halt, &status, entries);
         let stored = current.status.clone().unwrap_or_default();
         if record::differs(&stored, &status) || record::heartbeat_due(&stored, &status) {
             self.settle(self.write(&current, status).await)?;
         }
+        for job in ended {
+            self.clean(halt, &job).await;
+        }
         Ok(Action::requeue(wait(judgement.phase, memory, &policy, self.pace)))
+    }
+
+    fn register(&self, halt: &TradingHalt, workloads: &[LatchedWorkload]) {
+        let (uid, namespace) = (halt.uid().unwrap_or_default(), halt.namespace().unwrap_or_default());
+        self.registry.commit(&uid, &halt.name_any(), &namespace, workloads);
+    }
+
+    /// Puts right what was recorded from a cache that was behind, before the workload is stopped: what it goes back to
+    /// is in the status first.
+    async fn correct(
+        &self,
+        current: &TradingHalt,
+        status: &mut TradingHaltStatus,
+        memory: &mut Memory,
+    ) -> Result<Corrected, Failure> {
+        let active = self.active(&current.namespace().unwrap_or_default(), &status.workloads);
+        let seen = active.into_iter().filter(|w| memory.stopping.contains(&w.key)).map(|w| (w.key, w.size));
+        let seen: Vec<_> = seen.collect();
+        let (hidden, unread) = self.hidden(std::mem::take(&mut memory.unread)).await;
+        memory.unread = unread;
+        memory.stopping.extend(hidden.iter().map(|(key, _)| key.clone()));
+        if !baseline::correct(&mut status.workloads, &[seen, hidden].concat()) {
+            return Ok(Corrected::No);
+        }
+        match self.settle(self.write(current, status.clone()).await)? {
+            Some(written) => {
+                self.register(&written, &status.workloads);
+                Ok(Corrected::Written(Box::new(written)))
+            }
+            None => Ok(Corrected::Overtaken),
+        }
+    }
+
+    /// The first wave once more, by a process that did not begin it.
+    async fn first_wave_again(
+        &self,
+        halt: &TradingHalt,
+        status: &mut TradingHaltStatus,
+        system: Option<&TradingSystem>,
+        memory: &mut Memory,
+    ) {
+        let Some(system) = system else { return };
+        let namespace = halt.namespace().unwrap_or_default();
+        let policy = &system.spec.halt_policy;
+        let venues = self.first_offers(halt, system);
+        let active = self.active(&namespace, &status.workloads);
+        // The bot's own endpoint has a way of its own: see `Memory::application`.
+        let effects = decide::first_wave(&halt.spec, policy, active, &venues, false);
+        let (begun, first_cancel) = (Instant::now(), effects.iter().any(act::cancels).then(Timestamp::now));
+        let done = self.act(halt, status, Some(system), effects, HashMap::new()).await;
+        commit::note_cancels(memory, status, &done, begun);
+        act::note(status, &done, false);
+        self.note_wave(memory, status, &done, first_cancel, memory.started);
     }
 
     /// Whether the halt was released or deleted while this cache is behind, and when to look again: another leader may
@@ -322,8 +397,9 @@ impl HaltReconciler {
         let (halts, resumes) = (self.halts.read_namespace(&namespace), self.resumes.read_namespace(&namespace));
         let mut new = baseline::records(&views, halt, &self.registry, &halts, &resumes);
         new.truncate(commit::WORKLOAD_LIMIT.saturating_sub(status.workloads.len()));
-        let venues: Vec<_> =
-            system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name)).collect();
+        let unknown = system.spec.venues.iter().filter(|v| !status.venues.iter().any(|k| k.name == v.name));
+        let room = commit::VENUE_LIMIT.saturating_sub(status.venues.len());
+        let venues: Vec<_> = unknown.take(room).collect();
         let grew = !new.is_empty() || !venues.is_empty();
         status
             .venues
@@ -332,9 +408,9 @@ impl HaltReconciler {
         grew
     }
 
-    /// New evidence becomes Events, for people who look there.
-    fn mirror(&self, halt: &TradingHalt, status: &TradingHaltStatus, from: usize) {
-        for entry in status.evidence.entries.iter().skip(from) {
+    /// What the evidence holds after the first `told` entries becomes Events, for people who look there.
+    fn mirror(&self, halt: &TradingHalt, told: usize) {
+        for entry in halt.status.iter().flat_map(|s| &s.evidence.entries).skip(told) {
             if entry.event == "Unverified" {
                 self.events.emit(halt.object_ref(&()), EventType::Warning, &entry.event, &entry.event, &entry.message);
             } else {
@@ -344,15 +420,29 @@ impl HaltReconciler {
     }
 }
 
+/// What became of a correction of the record.
+enum Corrected {
+    No,
+    Written(Box<TradingHalt>),
+    /// Somebody else changed the halt in between.
+    Overtaken,
+}
+
 /// Each attempt to close is counted once, however many requests it is made of.
-fn decide_intent(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp) {
+fn decide_intent(
+    status: &mut TradingHaltStatus,
+    halt: &TradingHalt,
+    system: Option<&TradingSystem>,
+    effect: &Effect,
+    (now, epoch): (Timestamp, i64),
+) {
     let fresh = status
         .actions
         .iter()
         .find(|a| a.name == act::name(effect))
         .is_none_or(|a| a.last_attempt_at.as_ref().is_none_or(|t| t.0 != now));
     if fresh {
-        act::intend(status, effect, now);
+        act::intend(status, halt, system, effect, (now, epoch));
     }
 }
 
@@ -379,6 +469,9 @@ impl Reconcile for HaltReconciler {
         if status.phase == HaltPhase::Released {
             let uid = halt.uid().unwrap_or_default();
             let known = object.status.as_ref().is_some_and(|s| s.phase == HaltPhase::Released);
+            // Here too: the answer to the last write of a release may have been lost.
+            self.registry.forget(&uid);
+            self.metrics.halt_gone(&halt.namespace().unwrap_or_default(), &halt.name_any());
             if known {
                 self.forget(&uid);
                 return Ok(Action::await_change());
@@ -400,5 +493,9 @@ impl Reconcile for HaltReconciler {
             return self.look(&self.newest(&halt)).await;
         }
         self.look(&halt).await
+    }
+
+    async fn undecodable(&self, object: &ObjectRef<Guarded<TradingHalt>>, error: &str) {
+        self.events.unreadable(object.clone().into(), error);
     }
 }

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use k8s_openapi::{
     api::{batch::v1::Job, core::v1::Pod},
     apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime},
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -21,9 +21,9 @@ use tokio::time::Instant;
 
 use super::{
     HaltReconciler, act,
-    commit::WORKLOAD_LIMIT,
+    commit::{VENUE_LIMIT, WORKLOAD_LIMIT},
     decide::{ActiveWorkload, Facts, Known, LatchFact, Offers, Orders, Pods, Positions, VenueFacts},
-    jobs::JobReads,
+    jobs::{self, Answer, Begun, JobReads},
     latch,
     memory::Memory,
     others::Others,
@@ -37,8 +37,16 @@ use crate::{
 
 /// The longest that a list of pods may take.
 const LIST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long what was proven counts, when nothing is proven anew.
+pub const PROOF_LIFE: Duration = Duration::from_secs(180);
 /// A pod whose grace period is over for longer than this is not ending: its node may be cut off.
 const OVERDUE: i64 = 30;
+/// The longest that all reads of one venue may take in one look.
+const READS: Duration = Duration::from_secs(8);
+/// How long a Job that reads waits for the last pod to go, and for the cancel after that.
+const JOB_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for the first counts: the first wave is recorded after them.
+const FIRST_READS: Duration = Duration::from_secs(3);
 /// Orders and positions that a status lists, of each venue.
 const ORDERS_SHOWN: usize = 20;
 const POSITIONS_SHOWN: usize = 50;
@@ -51,6 +59,10 @@ pub struct Observed {
     pub venues: Vec<VenueStatus>,
     /// Jobs of halted CronJobs that are active, by CronJob.
     pub jobs: BTreeMap<String, Vec<String>>,
+    /// The moment that all of it is at least as new as: Jobs that read answer seldom.
+    pub as_of: Timestamp,
+    /// How long it counts.
+    pub life: SignedDuration,
 }
 
 /// What a venue offers.
@@ -69,17 +81,58 @@ pub fn offers(venue: &Venue) -> Offers {
     }
 }
 
+/// Jobs of halted CronJobs that have not ended: CronJob, Job, whether it is suspended.
+#[derive(Default)]
+struct Jobs(Vec<(String, String, bool)>);
+
+impl Jobs {
+    /// Those that are not suspended, by CronJob.
+    fn active(self) -> BTreeMap<String, Vec<String>> {
+        let mut active: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (cron_job, job, _) in self.0.into_iter().filter(|(_, _, suspended)| !suspended) {
+            active.entry(cron_job).or_default().push(job);
+        }
+        active
+    }
+}
+
 struct VenueRead {
     orders: Option<Known<calls::Orders>>,
     positions: Option<Known<calls::Positions>>,
     suspended: Option<Known<bool>>,
     market_open: Option<Known<bool>>,
-    /// The orders are new since the last look.
-    new_orders: bool,
-    /// The positions are.
-    new_positions: bool,
-    /// When the first of the reads was begun.
-    begun: Instant,
+    orders_from: Source,
+    positions_from: Source,
+}
+
+/// Where what was read comes from: answers of this moment, or of Jobs that ran before.
+#[derive(Clone, Copy)]
+struct Source {
+    /// It is new since the last look.
+    fresh: bool,
+    /// A Job has to answer first.
+    awaited: bool,
+    /// When the oldest of its reads was begun.
+    begun: Begun,
+}
+
+impl VenueRead {
+    /// The moment that everything in it is at least as new as.
+    fn as_of(&self) -> Timestamp {
+        self.orders_from.begun.1.min(self.positions_from.begun.1)
+    }
+}
+
+impl Source {
+    fn now() -> Self {
+        Self { fresh: true, awaited: false, begun: (Instant::now(), Timestamp::now()) }
+    }
+
+    fn join(&mut self, answer: &Answer) {
+        self.fresh &= answer.fresh;
+        self.awaited |= answer.awaited;
+        self.begun = self.begun.min(answer.begun);
+    }
 }
 
 impl HaltReconciler {
@@ -92,17 +145,20 @@ impl HaltReconciler {
         memory: &mut Memory,
     ) -> Observed {
         let namespace = halt.namespace().unwrap_or_default();
+        let begun = Timestamp::now();
         let latch_name = latch::name(&halt.name_any());
         let data = latch::data(halt, &status.workloads);
         let (jobs, latch_written) = tokio::join!(
-            self.active_jobs(&namespace, &status.workloads),
+            self.unfinished_jobs(&namespace, &status.workloads),
             self.latches.written(&namespace, &latch_name, &data)
         );
         let pods = self.running_pods(&namespace, &status.workloads, &jobs).await;
+        let jobs = jobs.map(Jobs::active);
         let active = self.active(&namespace, &status.workloads);
         let missing = system.as_ref().map_or_else(|_| vec![], |s| self.missing(&namespace, s, status));
         let mut facts = Facts {
-            elapsed: memory.started.elapsed(),
+            elapsed: memory.moving_since.elapsed(),
+            stopped_for: Duration::ZERO,
             closing_for: memory.closing_since.map(|at| at.elapsed()),
             system: system.as_ref().map(drop).map_err(Clone::clone),
             missing,
@@ -110,26 +166,33 @@ impl HaltReconciler {
             jobs: jobs.as_ref().map(|j| j.values().flatten().cloned().collect()).map_err(Clone::clone),
             pods,
             latch_written,
-            latch: memory.latch.clone().map_or_else(|| LatchFact::Unknown("not tried yet".into()), |(_, fact)| fact),
+            latch: LatchFact::Unknown("not tried yet".into()),
             venues: vec![],
             application_retry: memory.application.is_some_and(|r| r.at <= Instant::now()),
         };
         let stopped = facts.stopped();
         memory.note_stopped(stopped, Instant::now());
+        facts.elapsed = memory.moving_since.elapsed();
+        facts.stopped_for = memory.stopped_since.map(|at| at.elapsed()).unwrap_or_default();
 
         let latch_due = memory.latch_due(Instant::now());
+        let keys =
+            status.workloads.iter().map(|w| Key { namespace: namespace.clone(), kind: w.kind, name: w.name.clone() });
+        let tried = keys.clone().find(|key| self.workloads.get(key).is_some());
         let trial = async {
-            match status.workloads.first() {
-                Some(w) if latch_due => {
-                    let key = Key { namespace: namespace.clone(), kind: w.kind, name: w.name.clone() };
-                    Some(self.latches.trial(&key).await)
-                }
-                Some(_) => None,
-                None => {
+            match (&facts.latch_written, tried) {
+                // Another halt's latch would refuse it too.
+                (Ok(false), _) => Some(LatchFact::Open("the latch ConfigMap is not there as it should be".into())),
+                (Err(why), _) => Some(LatchFact::Unknown(why.clone())),
+                (Ok(true), Some(key)) if latch_due => Some(self.latches.trial(&key).await),
+                (Ok(true), Some(_)) => None,
+                (Ok(true), None) => {
                     Some(LatchFact::Unknown("no trading workload is known that could be raised for a trial".into()))
                 }
             }
         };
+        // As they were before the reads: what another halt closes meanwhile is not closed here too.
+        let halts = self.halts.read_namespace(&namespace);
         let names: Vec<_> = status.venues.iter().map(|v| v.name.clone()).collect();
         let venues = names
             .iter()
@@ -137,33 +200,53 @@ impl HaltReconciler {
         let venues: Vec<_> = venues.collect();
         let reads = join_all(venues.iter().map(|venue| async {
             match venue {
-                Some(venue) => Some(self.read_venue(&namespace, halt, venue, &memory.job_reads).await),
+                Some(venue) => {
+                    // What a Job says counts only if it began after the last pod was gone and orders were cancelled
+                    // once more, and it is not soon repeated.
+                    let cancels = cancels_needed(halt, venue, act::close_attempts(status, &venue.name) > 0);
+                    let settled = memory.cancelled_after_stop(&venue.name, cancels);
+                    let begin = settled || facts.elapsed > JOB_PATIENCE;
+                    let jobs = (&memory.job_reads, begin);
+                    Some(self.read_venue_in_time(&namespace, halt, venue, jobs, READS).await)
+                }
                 None => None,
             }
         }));
         let (trial, reads) = tokio::join!(trial, reads);
         if let Some(fact) = trial {
-            memory.latch = Some((Instant::now(), fact.clone()));
-            facts.latch = fact;
+            memory.latch = Some((Instant::now(), fact));
+        }
+        if let Some((_, fact)) = &memory.latch {
+            facts.latch = fact.clone();
         }
         let policy = system.as_ref().map(|s| s.spec.halt_policy.clone()).unwrap_or_default();
-        let halts = self.halts.read_namespace(&namespace);
-        let mut shown = vec![];
+        let (mut shown, mut as_of) = (vec![], begun);
         for ((name, venue), read) in names.into_iter().zip(&venues).zip(reads) {
             let before = status.venues.iter().find(|v| v.name == name).cloned().unwrap_or_default();
             let others = Others::at(&name, &halts, halt, &policy);
-            let (fact, status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, (stopped, others));
+            as_of = read.as_ref().map_or(as_of, |read| as_of.min(read.as_of()));
+            let (fact, mut status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, (stopped, others));
+            if let Err(why) = system {
+                status.last_error = Some(shorten(why));
+            }
             facts.venues.push(fact);
             shown.push(status);
         }
-        Observed { facts, venues: shown, jobs: jobs.unwrap_or_default() }
+        Observed { facts, venues: shown, jobs: jobs.unwrap_or_default(), as_of, life: life(&venues) }
     }
 
     /// What the system names, is not there, and was not there when the halt latched: what was deleted since is stopped
     /// for good.
     fn missing(&self, namespace: &str, system: &TradingSystem, status: &TradingHaltStatus) -> Vec<String> {
+        // Which labels a workload had that is gone is not known any more: one of its kind that is gone may be it.
+        let gone = |w: &LatchedWorkload| {
+            self.workloads.get(&Key { namespace: namespace.into(), kind: w.kind, name: w.name.clone() }).is_none()
+        };
         let latched = |entry: &Workload| {
-            status.workloads.iter().any(|w| w.kind == entry.kind && entry.name.as_ref().is_none_or(|n| *n == w.name))
+            status
+                .workloads
+                .iter()
+                .any(|w| w.kind == entry.kind && entry.name.as_ref().map_or_else(|| gone(w), |name| *name == w.name))
         };
         let entries = system.spec.workloads.iter().filter(|entry| !latched(entry));
         let missing = entries.flat_map(|entry| self.workloads.trading(namespace, std::slice::from_ref(entry)).1);
@@ -172,7 +255,11 @@ impl HaltReconciler {
         let too_many = (left > 0).then(|| {
             format!("{left} trading workloads are not latched: a halt holds at most {WORKLOAD_LIMIT}; split the TradingSystem")
         });
-        missing.chain(too_many).collect()
+        let unknown = |v: &&Venue| !status.venues.iter().any(|known| known.name == v.name);
+        let venues = system.spec.venues.iter().filter(unknown).map(|v| {
+            format!("venue {} is not covered: a halt covers at most {VENUE_LIMIT}, with those it had before", v.name)
+        });
+        missing.chain(too_many).chain(venues).collect()
     }
 
     /// Workloads of the halt that are not stopped, as the cache sees them.
@@ -191,15 +278,11 @@ impl HaltReconciler {
             .collect()
     }
 
-    async fn active_jobs(
-        &self,
-        namespace: &str,
-        workloads: &[LatchedWorkload],
-    ) -> Known<BTreeMap<String, Vec<String>>> {
+    async fn unfinished_jobs(&self, namespace: &str, workloads: &[LatchedWorkload]) -> Known<Jobs> {
         let cron_jobs: Vec<_> = workloads.iter().filter(|w| w.kind == WorkloadKind::CronJob).map(|w| &w.name).collect();
-        let mut active: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut unfinished = Jobs::default();
         if cron_jobs.is_empty() {
-            return Ok(active);
+            return Ok(unfinished);
         }
         for job in self.list::<Job>(namespace, "Jobs").await? {
             let owner = job.owner_references().iter().find(|o| o.kind == "CronJob" && cron_jobs.contains(&&o.name));
@@ -207,11 +290,11 @@ impl HaltReconciler {
                 conditions.iter().any(|c| (c.type_ == "Complete" || c.type_ == "Failed") && c.status == "True")
             });
             let suspended = job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false);
-            if let (Some(owner), false, false) = (owner, ended, suspended) {
-                active.entry(owner.name.clone()).or_default().push(job.name_any());
+            if let (Some(owner), false) = (owner, ended) {
+                unfinished.0.push((owner.name.clone(), job.name_any(), suspended));
             }
         }
-        Ok(active)
+        Ok(unfinished)
     }
 
     async fn list<K>(&self, namespace: &str, what: &str) -> Known<Vec<K>>
@@ -237,12 +320,7 @@ impl HaltReconciler {
         client::read(LIST_DEADLINE, what, pages).await.map_err(|e| e.to_string())
     }
 
-    async fn running_pods(
-        &self,
-        namespace: &str,
-        workloads: &[LatchedWorkload],
-        jobs: &Known<BTreeMap<String, Vec<String>>>,
-    ) -> Known<Pods> {
+    async fn running_pods(&self, namespace: &str, workloads: &[LatchedWorkload], jobs: &Known<Jobs>) -> Known<Pods> {
         let mut selectors = vec![];
         for workload in workloads {
             let labels =
@@ -257,7 +335,10 @@ impl HaltReconciler {
                 }
             }
         }
-        let jobs: Vec<_> = jobs.as_ref().map_err(Clone::clone)?.values().flatten().collect();
+        // A suspended Job's pods are on their way out, and count until they are gone.
+        let unfinished = jobs.as_ref().map_err(Clone::clone)?.0.iter().map(|(_, job, _)| job);
+        // One that was deleted under the halt leaves its pods for a while.
+        let jobs: Vec<_> = unfinished.chain(workloads.iter().flat_map(|w| &w.suspended_jobs)).collect();
         let now = Timestamp::now();
         let mut found = Pods::default();
         for pod in self.list::<Pod>(namespace, "pods").await? {
@@ -293,23 +374,53 @@ impl HaltReconciler {
             open_positions: venue.open_positions.iter().filter(|r| r.http.is_some()).cloned().collect(),
             ..venue.clone()
         };
-        let read = self.read_venue(namespace, halt, &quick, &JobReads::new(0)).await;
+        let read = self.read_venue_in_time(namespace, halt, &quick, (&JobReads::new(0), false), FIRST_READS).await;
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let orders = read.orders.and_then(Result::ok).map(|o| count(o.count));
         (orders, read.positions.and_then(Result::ok).map(|p| count(p.count)))
     }
 
-    async fn read_venue(&self, namespace: &str, halt: &TradingHalt, venue: &Venue, jobs: &JobReads) -> VenueRead {
-        let now = Instant::now();
+    /// The same, with a limit for all of it: the slowest venue must not hold up the rest of the halt.
+    async fn read_venue_in_time(
+        &self,
+        namespace: &str,
+        halt: &TradingHalt,
+        venue: &Venue,
+        jobs: (&JobReads, bool),
+        limit: Duration,
+    ) -> VenueRead {
+        let from = Source::now();
+        let read = tokio::time::timeout(limit, self.read_venue(namespace, halt, venue, jobs)).await;
+        read.unwrap_or_else(|_| {
+            let late = || format!("not read within {} s", limit.as_secs());
+            VenueRead {
+                orders: (!venue.open_orders.is_empty()).then(|| Err(late())),
+                positions: (!venue.open_positions.is_empty()).then(|| Err(late())),
+                suspended: venue.trading_suspended.is_some().then(|| Err(late())),
+                market_open: None,
+                orders_from: from,
+                positions_from: from,
+            }
+        })
+    }
+
+    async fn read_venue(
+        &self,
+        namespace: &str,
+        halt: &TradingHalt,
+        venue: &Venue,
+        (jobs, begin): (&JobReads, bool),
+    ) -> VenueRead {
+        let begun = Source::now();
         let orders = async {
             let mut all = calls::Orders { listed: true, ..calls::Orders::default() };
-            let (mut fresh, mut begun) = (true, now);
+            let mut from = begun;
             for (index, read) in venue.open_orders.iter().enumerate() {
                 let one = match &read.job {
                     Some(job) => {
                         let what = format!("{}/openOrders/{index}", venue.name);
-                        let answer = self.job_read(halt, jobs, &what, job).await;
-                        (fresh, begun) = (fresh && answer.fresh, begun.min(answer.begun));
+                        let answer = self.job_read(halt, jobs, &what, job, begin).await;
+                        from.join(&answer);
                         answer.value.and_then(|v| extract::job_orders(read, &v).map_err(|e| e.0))
                     }
                     None => self.caller.read_orders(namespace, read).await.map_err(|e| e.0),
@@ -320,20 +431,20 @@ impl HaltReconciler {
                         all.listed &= one.listed;
                         all.orders.extend(one.orders);
                     }
-                    Err(why) => return (Err(why), fresh, begun),
+                    Err(why) => return (Err(why), from),
                 }
             }
-            (Ok(all), fresh, begun)
+            (Ok(all), from)
         };
         let positions = async {
             let mut all = calls::Positions { listed: true, ..calls::Positions::default() };
-            let mut fresh = true;
+            let mut from = begun;
             for (index, read) in venue.open_positions.iter().enumerate() {
                 let one = match &read.job {
                     Some(job) => {
                         let what = format!("{}/openPositions/{index}", venue.name);
-                        let answer = self.job_read(halt, jobs, &what, job).await;
-                        fresh &= answer.fresh;
+                        let answer = self.job_read(halt, jobs, &what, job, begin).await;
+                        from.join(&answer);
                         answer.value.and_then(|v| extract::job_positions(read, &v).map_err(|e| e.0))
                     }
                     None => self.caller.read_positions(namespace, read).await.map_err(|e| e.0),
@@ -344,10 +455,10 @@ impl HaltReconciler {
                         all.listed &= one.listed;
                         all.positions.extend(one.positions);
                     }
-                    Err(why) => return (Err(why), fresh),
+                    Err(why) => return (Err(why), from),
                 }
             }
-            (Ok(all), fresh)
+            (Ok(all), from)
         };
         let suspended = async {
             match &venue.trading_suspended {
@@ -363,17 +474,33 @@ impl HaltReconciler {
             }
         };
         let (orders, positions, suspended, market_open) = tokio::join!(orders, positions, suspended, market_open);
-        let ((orders, new_orders, begun), (positions, new_positions)) = (orders, positions);
+        let ((orders, orders_from), (positions, positions_from)) = (orders, positions);
         VenueRead {
-            new_orders,
-            new_positions,
-            begun,
+            orders_from,
+            positions_from,
             orders: (!venue.open_orders.is_empty()).then_some(orders),
             positions: (!venue.open_positions.is_empty()).then_some(positions),
             suspended,
             market_open,
         }
     }
+}
+
+/// How many requests have to cancel the orders of a venue after everything stopped.
+fn cancels_needed(halt: &TradingHalt, venue: &Venue, close_intended: bool) -> usize {
+    // Orders of our own closing are not to be cancelled.
+    let all = halt.spec.orders.cancel == CancelOrders::All && !close_intended;
+    if all { venue.cancel_orders.len() } else { 0 }
+}
+
+/// How long a proof counts: three minutes; where Jobs read, until the next one should have answered.
+fn life(venues: &[Option<Venue>]) -> SignedDuration {
+    let venues = || venues.iter().flatten();
+    let orders = venues().flat_map(|v| &v.open_orders).filter_map(|r| r.job.as_ref());
+    let positions = venues().flat_map(|v| &v.open_positions).filter_map(|r| r.job.as_ref());
+    let slowest = orders.chain(positions).map(|job| job.timeout.map_or(jobs::READ_TIMEOUT, |t| t.get())).max();
+    let life = slowest.map_or(PROOF_LIFE, |slowest| jobs::PAUSE + slowest + JOB_PATIENCE);
+    SignedDuration::try_from(life).unwrap_or(SignedDuration::MAX)
 }
 
 fn judge_venue(
@@ -393,46 +520,61 @@ fn judge_venue(
         return (VenueFacts { name, offers: removed, ..VenueFacts::default() }, shown);
     };
     // Orders that close positions are not the bot's, whichever halt sent them.
-    let close_intended = act::close_attempts(status, &name) > 0 || others.closing && others.close_intended;
+    let close_intended = act::close_attempts(status, &name) > 0 || others.close_intended;
     let cancel = halt.spec.orders.cancel;
-    let held: Vec<_> = match &read.positions {
-        Some(Ok(p)) => p.positions.iter().filter_map(|p| p.symbol.clone()).collect(),
-        _ => vec![],
+    let held = match &read.positions {
+        Some(Ok(p)) => Some(p.positions.iter().filter_map(|p| p.symbol.clone()).collect::<Vec<_>>()),
+        Some(Err(_)) => None,
+        None => Some(vec![]),
     };
-    let orders =
-        read.orders.as_ref().map(|r| r.as_ref().map(|o| sort(o, cancel, close_intended, &held)).map_err(Clone::clone));
+    let orders = read
+        .orders
+        .as_ref()
+        .map(|r| r.as_ref().map(|o| sort(o, cancel, close_intended, held.as_deref())).map_err(Clone::clone));
     let positions = read.positions.as_ref().map(|r| r.as_ref().map(open).map_err(Clone::clone));
     let stopped_since = memory.stopped_since;
+    let cancels = cancels_needed(halt, venue, close_intended);
+    let cancelled_after_stop = cancels == 0 || memory.cancelled_after_stop(&name, cancels);
     let remembered = memory.venues.entry(name.clone()).or_default();
-    let needs_cancel = cancel == CancelOrders::All && !venue.cancel_orders.is_empty() && !close_intended;
-    let cancelled_after_stop =
-        !needs_cancel || stopped_since.is_some_and(|since| remembered.cancel_begun.is_some_and(|at| at >= since));
     // The answer of a Job is counted once, and only if the Job began after the last pod was gone.
-    let after_stop = stopped && stopped_since.is_some_and(|since| read.begun >= since);
+    let after_stop = |from: &Source| stopped && stopped_since.is_some_and(|since| from.begun.0 >= since);
+    // Before that a fill may still change them: what is closed by quantity would be closed too far.
+    let current = after_stop(&read.positions_from)
+        && remembered.clean_since.is_some_and(|since| read.positions_from.begun.0 >= since);
     let errs = matches!(&orders, Some(Err(_)));
-    if let (Some(orders), true) = (&orders, read.new_orders || errs) {
-        remembered.note_orders(orders, after_stop && cancelled_after_stop);
+    if let (Some(orders), true) = (&orders, read.orders_from.fresh || errs) {
+        remembered.note_orders(orders, after_stop(&read.orders_from) && cancelled_after_stop, Instant::now());
     }
-    if let (Some(positions), true) = (&positions, read.new_positions) {
+    if let (Some(positions), true) = (&positions, read.positions_from.fresh || !current) {
         let settled = matches!(&orders, Some(Ok(o)) if o.closing == 0);
-        remembered.note_positions(positions, settled);
+        remembered.note_positions(positions, settled, current);
     }
     let close_hindrance = match &read.market_open {
         Some(Ok(false)) => Some("the market is closed".to_owned()),
         _ => None,
     };
+    // One that came before another halt allowed trading, to close positions, does not hold any more.
+    let suspend_done = remembered.suspended && act::last_tried(status, &name, "suspendTrading") >= others.allowed_at;
+    let cancel_removed = venue.cancel_orders.is_empty()
+        && venue.cancel_order.is_none()
+        && status.actions.iter().any(|a| a.name.starts_with(&format!("{name}/cancelOrder")));
     let shown = show(before, &read, &orders, &positions);
     let fact = VenueFacts {
         name,
         offers: offers(venue),
         orders,
         positions,
+        orders_awaited: read.orders_from.awaited,
+        positions_awaited: read.positions_from.awaited,
+        positions_current: current,
         suspended: read.suspended,
         clean_reads: remembered.clean,
         stable_reads: remembered.stable,
         flat_reads: remembered.flat,
         cancelled_after_stop,
-        suspend_done: remembered.suspended,
+        suspend_done,
+        cancel_due: remembered.cancel_due(Instant::now()),
+        cancel_removed,
         suspended_elsewhere: others.suspended,
         allow_done: remembered.allowed,
         close_intended,
@@ -444,7 +586,7 @@ fn judge_venue(
 
 /// Sorts open orders by what the halt asks for. Once positions are being closed, an order in a symbol that is still
 /// held is taken for one of our own closing.
-fn sort(orders: &calls::Orders, cancel: CancelOrders, close_intended: bool, held: &[String]) -> Orders {
+fn sort(orders: &calls::Orders, cancel: CancelOrders, close_intended: bool, held: Option<&[String]>) -> Orders {
     if !orders.listed {
         return match (cancel, close_intended) {
             (CancelOrders::None, _) => Orders { kept: orders.count, ..Orders::default() },
@@ -456,7 +598,8 @@ fn sort(orders: &calls::Orders, cancel: CancelOrders, close_intended: bool, held
     let mut sorted = Orders::default();
     for order in &orders.orders {
         let symbol = order.summary.symbol.clone().unwrap_or_default();
-        let ours = close_intended && held.contains(&symbol);
+        // Without positions any of them may be a close.
+        let ours = close_intended && held.is_none_or(|held| held.contains(&symbol));
         let keep = cancel == CancelOrders::None || cancel == CancelOrders::NonProtective && order.protective;
         if ours {
             sorted.closing += 1;
@@ -513,7 +656,7 @@ fn show(
         orders: listed,
         positions: held,
         last_error: errors.into_iter().flatten().next().map(|e| shorten(e)),
-        read_at: Some(MicroTime(Timestamp::now())),
+        read_at: Some(MicroTime(read.as_of())),
         name: before.name,
     }
 }

@@ -53,6 +53,8 @@ pub struct Others {
     pub close_intended: bool,
     /// One of them has suspended trading.
     pub suspended: bool,
+    /// When one of them, held or released, last allowed trading so that it could close positions.
+    pub allowed_at: Option<Timestamp>,
 }
 
 impl Others {
@@ -75,6 +77,11 @@ impl Others {
             closing: statuses().any(closing),
             close_intended: statuses().any(|(_, s)| act::close_attempts(s, venue) > 0),
             suspended: statuses().any(|(_, s)| act::suspends(s, venue)),
+            allowed_at: halts
+                .iter()
+                .filter(|h| h.metadata.uid != halt.metadata.uid && h.spec.system_ref.name == halt.spec.system_ref.name)
+                .filter_map(|h| act::last_tried(h.status.as_ref()?, venue, "allowTrading"))
+                .max(),
         }
     }
 }

@@ -2,13 +2,20 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::{Api, ResourceExt, api::PostParams};
 use standfast_crds::v1alpha1::{
     HaltPhase, TradingHalt, TradingHaltStatus, halt_conditions as c, is_true, set_condition,
 };
 
-use super::{HaltReconciler, decide::Judgement, evidence};
+use super::{
+    HaltReconciler,
+    decide::{Judgement, ZERO_ORDERS},
+    evidence,
+};
 use crate::{
     client::{self, Class},
     controller::Failure,
@@ -24,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub fn differs(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
     let plain = |status: &TradingHaltStatus| {
         let mut status = status.clone();
-        status.last_verified_at = None;
+        (status.last_verified_at, status.verified_until) = (None, None);
         for venue in &mut status.venues {
             venue.read_at = None;
             venue.positions.iter_mut().for_each(|p| p.market_value = None);
@@ -43,8 +50,15 @@ pub fn heartbeat_due(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
     }
 }
 
-/// Puts a judgement into a status, with what follows from it: totals, times, evidence, kstatus.
-pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: Option<i64>, now: Timestamp) {
+/// Puts a judgement into a status, with what follows from it: totals, times, evidence, kstatus. Everything that was
+/// judged is at least as new as `as_of`, and counts for as long as `life`.
+pub fn apply(
+    status: &mut TradingHaltStatus,
+    judgement: &Judgement,
+    generation: Option<i64>,
+    now: Timestamp,
+    (as_of, life): (Timestamp, SignedDuration),
+) {
     let before = status.phase;
     let at = Some(MicroTime(now));
     for (type_, value, reason, message) in &judgement.conditions {
@@ -54,7 +68,9 @@ pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: 
             let (event, time) = match *type_ {
                 c::LATCHED => ("Latched", Some(&mut status.times.latched_at)),
                 c::WORKLOADS_STOPPED => ("WorkloadsStopped", Some(&mut status.times.pods_gone_at)),
-                c::ORDERS_CANCELLED => ("OrdersCancelled", Some(&mut status.times.zero_orders_at)),
+                c::ORDERS_CANCELLED if *reason == ZERO_ORDERS => {
+                    ("OrdersCancelled", Some(&mut status.times.zero_orders_at))
+                }
                 c::POSITIONS_CLOSED if *reason == "Flat" => ("PositionsClosed", Some(&mut status.times.flat_at)),
                 c::HALTED => ("Halted", Some(&mut status.times.halted_at)),
                 _ => continue,
@@ -66,6 +82,10 @@ pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: 
             }
             let portfolio = if *type_ == c::HALTED { portfolio(status) } else { String::new() };
             evidence::append(&mut status.evidence, now, event, &format!("{message}{portfolio}"), false);
+            if *type_ == c::HALTED {
+                let ledger = evidence::ledger(status);
+                evidence::append(&mut status.evidence, now, "Recorded", &ledger, false);
+            }
         }
     }
     status.phase = judgement.phase;
@@ -74,7 +94,8 @@ pub fn apply(status: &mut TradingHaltStatus, judgement: &Judgement, generation: 
         evidence::append(&mut status.evidence, now, "Unverified", why, false);
     }
     if judgement.phase == HaltPhase::Halted {
-        status.last_verified_at = at;
+        status.last_verified_at = Some(MicroTime(as_of));
+        status.verified_until = as_of.checked_add(life).ok().map(MicroTime);
     }
     status.observed_generation = generation;
     let total = |pick: fn(&standfast_crds::v1alpha1::VenueStatus) -> Option<i64>| -> Option<i64> {
@@ -102,6 +123,8 @@ fn portfolio(status: &TradingHaltStatus) -> String {
 pub fn kstatus(status: &mut TradingHaltStatus, generation: Option<i64>, now: Timestamp) {
     let halted = status.times.halted_at.is_some();
     let (ready, reconciling, stalled) = match status.phase {
+        // It waits for its TradingSystem, which somebody has to create.
+        HaltPhase::Pending => ("False", "True", "True"),
         HaltPhase::Halted | HaltPhase::Released => ("True", "False", "False"),
         HaltPhase::Unverified => ("False", if halted { "False" } else { "True" }, "True"),
         _ => ("False", "True", "False"),
@@ -115,10 +138,12 @@ pub fn kstatus(status: &mut TradingHaltStatus, generation: Option<i64>, now: Tim
 }
 
 impl HaltReconciler {
-    /// Writes the status over the version that `halt` carries, and gives the object as it is now.
+    /// Writes the status over the version that `halt` carries, and gives the object as it is now. Evidence that is new
+    /// in it becomes Events.
     pub(super) async fn write(&self, halt: &TradingHalt, status: TradingHaltStatus) -> Result<TradingHalt, WriteError> {
         let namespace = halt.namespace().unwrap_or_default();
         let name = halt.name_any();
+        let told = halt.status.as_ref().map_or(0, |s| s.evidence.entries.len());
         let mut next = halt.clone();
         next.metadata.managed_fields = None;
         next.status = Some(status);
@@ -128,6 +153,7 @@ impl HaltReconciler {
         match client::write(DEADLINE, what, api.replace_status(&name, &params, &next)).await {
             Ok(written) => {
                 self.remember(&written);
+                self.mirror(&written, told);
                 Ok(written)
             }
             Err(error) if error.class() == Class::Conflict => Err(WriteError::Conflict),

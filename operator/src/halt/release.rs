@@ -86,6 +86,8 @@ impl HaltReconciler {
             };
             self.may_begin(&namespace, &name)?;
             let now = Timestamp::now();
+            let ledger = evidence::ledger(&status);
+            evidence::append(&mut status.evidence, now, "Recorded", &ledger, false);
             let message = format!("TradingResume {}, requested by {}", by.resume, by.requested_by);
             evidence::append(&mut status.evidence, now, "ReleaseIntended", &message, true);
             status.released = Some(by);

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tower::{BoxError, service_fn};
 
 use super::*;
+use crate::admin::{STUCK, Watchdog};
 
 /// What the network does to the calls of one candidate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -344,7 +345,8 @@ async fn a_deleted_lease_ends_the_term_and_terms_still_grow() {
     sleep(seconds(3.5)).await;
     server.delete();
     let reason = term.lost().await;
-    assert!(matches!(reason, Lost::Deleted | Lost::Taken { .. }), "{reason}");
+    assert_eq!(reason, Lost::Deleted);
+    assert!(!standby.is_finished(), "somebody else led before the old leader knew");
     assert_eq!(standby.await.unwrap().leadership().epoch(), 2);
 }
 
@@ -425,6 +427,26 @@ async fn a_leader_that_is_stuck_makes_way() {
     // And it does not come back before it is well again.
     let again = candidate(&server, &Link::default(), "a").while_healthy(healthy);
     assert!(timeout(seconds(60.0), again.acquire()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_turns_is_healthy_whatever_the_server_does() {
+    let (server, link) = (Arc::new(Server::default()), Link::default());
+    let watchdog = Watchdog::new();
+    let watched = |link| candidate(&server, link, "a").while_healthy(watchdog.asked_by("lease", STUCK));
+    let leader = watched(&link).acquire().await;
+    sleep(seconds(600.0)).await;
+    assert_eq!(watchdog.check(), Ok(()), "leading");
+    drop(leader);
+    sleep(seconds(600.0)).await;
+    assert_eq!(watchdog.check(), Ok(()), "not running any more");
+    link.set(Net::Cut);
+    let standby = watched(&link).acquire();
+    let mut standby = std::pin::pin!(standby);
+    assert!(timeout(seconds(600.0), &mut standby).await.is_err());
+    assert_eq!(watchdog.check(), Ok(()), "without the API server");
+    tokio::time::advance(seconds(61.0)).await;
+    assert!(watchdog.check().unwrap_err().starts_with("lease: no progress for"), "nobody drives it");
 }
 
 #[tokio::test(start_paused = true)]

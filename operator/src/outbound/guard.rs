@@ -4,7 +4,10 @@
 //! things are checked: the **name** in the URL before anything happens ([`Guard::target`]), and the **address** that a
 //! connection is made to, each time one is made ([`Guard::check_address`]).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{PoisonError, RwLock},
+};
 
 use ipnet::IpNet;
 use url::{Host, Url};
@@ -17,8 +20,6 @@ pub struct GuardConfig {
     /// Ranges that may be called although a built-in rule refuses them, and whose addresses may stand in URLs. A range
     /// opens a built-in refusal only if it lies within the refused range: `0.0.0.0/0` does not open `127.0.0.0/8`.
     pub allow_cidrs: Vec<IpNet>,
-    /// Ranges of pods and services, when known: reached only through names of the caller's own services.
-    pub cluster_cidrs: Vec<IpNet>,
     /// The cluster's DNS domain.
     pub cluster_domain: String,
     /// Addresses of the API server. Never called, on any port; on loopback, only that port is refused.
@@ -30,7 +31,6 @@ impl Default for GuardConfig {
         Self {
             deny_cidrs: Vec::new(),
             allow_cidrs: Vec::new(),
-            cluster_cidrs: Vec::new(),
             cluster_domain: "cluster.local".into(),
             api_server: Vec::new(),
         }
@@ -38,14 +38,18 @@ impl Default for GuardConfig {
 }
 
 /// Decides what may be called.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Guard {
     config: GuardConfig,
+    /// Where the API server listens besides, as it was last told.
+    endpoints: RwLock<Vec<SocketAddr>>,
 }
 
 /// Where a request goes, as far as its URL says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// Who wants to go there.
+    pub namespace: String,
     /// The host as it stands in the URL, in lower case.
     pub host: String,
     /// The port, the scheme's own if the URL names none.
@@ -94,11 +98,26 @@ const REFUSED: &[(&str, &str)] = &[
     ("ff00::/8", "a multicast address"),
 ];
 
+/// Where pods, services and nodes are. A name outside the cluster may lead there too, so these are refused to all but
+/// the services of the caller's own namespace: nothing else tells apart whose pod an address is.
+const PRIVATE: &[(&str, &str)] = &[
+    ("10.0.0.0/8", "a private address"),
+    ("100.64.0.0/10", "a private address"),
+    ("172.16.0.0/12", "a private address"),
+    ("192.168.0.0/16", "a private address"),
+    ("fc00::/7", "a private address"),
+];
+
 impl Guard {
     /// A guard with a site's settings.
     pub fn new(mut config: GuardConfig) -> Self {
         config.cluster_domain = config.cluster_domain.trim_matches('.').to_ascii_lowercase();
-        Self { config }
+        Self { config, endpoints: RwLock::default() }
+    }
+
+    /// Tells where the API server itself listens, behind its service. Replaces what was told before.
+    pub fn api_server_listens_at(&self, endpoints: Vec<SocketAddr>) {
+        *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
     }
 
     /// Reads a URL and decides by what stands in it. The error says what is wrong with it.
@@ -112,7 +131,7 @@ impl Guard {
             Some(Host::Domain(name)) => (name.to_ascii_lowercase(), self.name(namespace, name)?),
             None => return Err("the url names no host".into()),
         };
-        Ok((url, Target { host, port, tls, lookup }))
+        Ok((url, Target { namespace: namespace.into(), host, port, tls, lookup }))
     }
 
     /// What a host and a port given otherwise than in an HTTP URL come to.
@@ -122,13 +141,14 @@ impl Guard {
             Host::Ipv6(ip) => (format!("[{ip}]"), self.literal(IpAddr::V6(ip))?),
             Host::Domain(name) => (name.to_ascii_lowercase(), self.name(namespace, &name)?),
         };
-        Ok(Target { host: text, port, tls, lookup })
+        Ok(Target { namespace: namespace.into(), host: text, port, tls, lookup })
     }
 
     /// Whether a connection to `address` may be made. Asked for every connection, before and after it is made.
     pub fn check_address(&self, target: &Target, address: SocketAddr) -> Result<(), String> {
         let ip = address.ip();
         let forms = forms(ip);
+        let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
         let refuse = |what: &str| Err(format!("{} leads to {ip}, {what}", target.host));
         for form in &forms {
             if self.config.deny_cidrs.iter().any(|net| net.contains(form)) {
@@ -138,21 +158,18 @@ impl Guard {
                 let server_ip = server.ip().to_canonical();
                 server_ip == *form && (!server_ip.is_loopback() || server.port() == address.port())
             };
-            if self.config.api_server.iter().any(is_server) {
+            if self.config.api_server.iter().chain(endpoints.iter()).any(is_server) {
                 return refuse("which is the Kubernetes API server");
             }
         }
+        let private: &[_] = if matches!(target.lookup, Lookup::Service(_)) { &[] } else { PRIVATE };
         for form in &forms {
-            for (range, what) in REFUSED {
+            for (range, what) in REFUSED.iter().chain(private) {
                 let Ok(range) = range.parse::<IpNet>() else { continue };
                 let opened = |net: &IpNet| range.contains(net) && net.contains(form);
                 if range.contains(form) && !self.config.allow_cidrs.iter().any(opened) {
                     return refuse(&format!("{what}, which is refused unless the operator's allowCIDRs opens it"));
                 }
-            }
-            let in_cluster = self.config.cluster_cidrs.iter().any(|net| net.contains(form));
-            if in_cluster && matches!(target.lookup, Lookup::Name(_)) {
-                return refuse("an address of this cluster: name the service, SERVICE.NAMESPACE.svc");
             }
         }
         Ok(())

@@ -149,7 +149,16 @@ fn refused_addresses(
         "[::ffff:0:169.254.169.254]:80",
         "[::169.254.169.254]:80",
         "[64:ff9b::169.254.169.254]:80",
-        "[64:ff9b::10.96.0.1]:443"
+        "[64:ff9b::10.96.0.1]:443",
+        "10.0.0.7:443",
+        "100.64.0.1:443",
+        "172.16.0.1:80",
+        "172.31.255.254:80",
+        "192.168.1.1:80",
+        "[fc00::1]:443",
+        "[fd12:3456::1]:443",
+        "[::ffff:10.0.0.7]:443",
+        "[64:ff9b::10.0.0.7]:443"
     )]
     address: &str,
 ) {
@@ -161,12 +170,11 @@ fn refused_addresses(
 fn allowed_addresses(
     #[values(
         "8.8.8.8:443",
-        "10.0.0.7:443",
-        "192.168.1.1:80",
-        "172.16.0.1:80",
-        "100.64.0.1:443",
+        "11.0.0.1:443",
+        "100.128.0.1:443",
+        "172.32.0.1:443",
+        "192.169.0.1:443",
         "[2606:4700::1111]:443",
-        "[fd12:3456::1]:443",
         "[64:ff9b::8.8.8.8]:443",
         "[::ffff:8.8.8.8]:443"
     )]
@@ -209,13 +217,34 @@ fn the_api_server_cannot_be_opened() {
     connects(&guard(&[], &["10.96.0.1/32"]), "10.96.0.1:443").unwrap_err();
 }
 
-#[test]
-fn cluster_addresses_are_for_own_services() {
-    let cluster_cidrs = vec!["10.96.0.0/12".parse().unwrap()];
-    let guard = Guard::new(GuardConfig { cluster_cidrs, ..config(&[], &[]) });
-    let address = "10.100.0.9:80".parse().unwrap();
-    let (_, outside) = guard.target("trading", "http://evil.example").unwrap();
+/// Other namespaces' pods and services have private addresses, and any name may lead to one.
+#[rstest]
+fn private_addresses_are_for_own_services(
+    #[values("10.100.0.9:80", "100.64.0.9:80", "172.18.0.9:80", "192.168.0.9:80", "[fd00::9]:80")] address: &str,
+) {
+    let guard = guard(&[], &[]);
+    let error = connects(&guard, address).unwrap_err();
+    assert!(error.contains("a private address, which is refused unless the operator's allowCIDRs opens it"), "{error}");
     let (_, service) = guard.target("trading", "http://bot.trading.svc").unwrap();
-    assert!(guard.check_address(&outside, address).unwrap_err().contains("name the service"));
-    guard.check_address(&service, address).unwrap();
+    guard.check_address(&service, address.parse().unwrap()).unwrap();
+}
+
+#[test]
+fn private_addresses_can_be_opened() {
+    let guard = guard(&[], &["10.20.0.0/16", "fd20::/16"]);
+    connects(&guard, "10.20.0.5:5432").unwrap();
+    connects(&guard, "[fd20::5]:5432").unwrap();
+    connects(&guard, "10.21.0.5:5432").unwrap_err();
+    let (_, literal) = guard.target("trading", "http://10.20.0.5/").unwrap();
+    guard.check_address(&literal, "10.20.0.5:80".parse().unwrap()).unwrap();
+    // What is refused within them stays so.
+    connects(&guard, "[fd20:ce::254]:80").unwrap_err();
+}
+
+/// Everything may be called by address, as it seems, but an address is not the name of a service.
+#[test]
+fn private_addresses_are_not_opened_by_the_way() {
+    let guard = guard(&[], &["0.0.0.0/0"]);
+    let (_, literal) = guard.target("trading", "http://10.20.0.5/").unwrap();
+    guard.check_address(&literal, "10.20.0.5:80".parse().unwrap()).unwrap_err();
 }

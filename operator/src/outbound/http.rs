@@ -7,13 +7,13 @@
 use std::{
     collections::HashMap,
     fmt,
-    io::Read,
+    io::{self, Read},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, Uri,
@@ -26,7 +26,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
     time::{Instant, timeout, timeout_at},
 };
 use url::Url;
@@ -35,13 +35,15 @@ use super::{BODY_LIMIT, Call, CallError, Reply, Transport, connect::Connector, g
 
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(90);
+/// How long a connection waits for a call after [`Transport::warm`], if the other side lets it.
+pub const WARM: Duration = Duration::from_secs(45);
 /// Unused connections kept for one host of one namespace.
 const IDLE_PER_HOST: usize = 16;
 /// Namespaces whose state is kept before unused ones are forgotten.
 const NAMESPACES: usize = 256;
-/// An answer longer than this, in bytes, takes one of the places for long answers.
+/// An answer longer than this, in bytes, as it came or decompressed, takes one of the places for long answers.
 const LONG: usize = 256 << 10;
-/// Long answers that are read at once, altogether and for one namespace: they bound the memory.
+/// Long answers that are there at once, altogether and for one namespace: they bound the memory.
 const LONG_ANSWERS: (usize, usize) = (8, 2);
 /// The longest head of an answer, in bytes.
 const HEAD_LIMIT: usize = 32 << 10;
@@ -72,10 +74,31 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    fn now(sender: Sender) -> Self {
+        Self { sender, since: Instant::now() }
+    }
+}
+
+/// A place for a long answer: one of those of its namespace, and one of all.
+type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// A long answer in its place.
+struct Long {
+    body: Vec<u8>,
+    _place: Place,
+}
+
+impl AsRef<[u8]> for Long {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
 /// What is kept for a namespace.
 struct Tenant {
     slots: Semaphore,
-    long: Semaphore,
+    long: Arc<Semaphore>,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
 }
 
@@ -83,7 +106,7 @@ struct Tenant {
 pub struct HttpTransport {
     connector: Connector,
     slots: Semaphore,
-    long: Semaphore,
+    long: Arc<Semaphore>,
     per_namespace: usize,
     tenants: Mutex<HashMap<String, Arc<Tenant>>>,
 }
@@ -101,22 +124,9 @@ impl HttpTransport {
         Self {
             connector,
             slots: Semaphore::new(concurrency),
-            long: Semaphore::new(LONG_ANSWERS.0),
+            long: Arc::new(Semaphore::new(LONG_ANSWERS.0)),
             per_namespace: concurrency.div_ceil(2),
             tenants: Mutex::default(),
-        }
-    }
-
-    /// Makes sure that a connection to `url` waits for a request.
-    pub async fn warm(&self, namespace: &str, url: &str, limit: Duration) -> Result<(), CallError> {
-        let (_, target) = self.connector.guard().target(namespace, url).map_err(CallError::Refused)?;
-        let tenant = self.tenant(namespace);
-        match take(&tenant, &key(&target)).await {
-            Some(sender) => {
-                keep(&tenant, key(&target), sender);
-                Ok(())
-            }
-            None => self.probe(namespace, url, limit).await,
         }
     }
 
@@ -130,7 +140,7 @@ impl HttpTransport {
         }
         let tenant = Arc::new(Tenant {
             slots: Semaphore::new(self.per_namespace),
-            long: Semaphore::new(LONG_ANSWERS.1),
+            long: Arc::new(Semaphore::new(LONG_ANSWERS.1)),
             idle: Mutex::default(),
         });
         tenants.insert(namespace.to_owned(), Arc::clone(&tenant));
@@ -166,7 +176,7 @@ impl HttpTransport {
         let host = &target.host;
         loop {
             let (mut sender, kept) = match take(tenant, &key(target)).await {
-                Some(sender) => (sender, true),
+                Some(idle) => (idle.sender, true),
                 None => {
                     let opened = timeout_at(deadline, self.open(target)).await;
                     (opened.map_err(|_| not_connected(target, limit))??, false)
@@ -222,12 +232,17 @@ impl Transport for HttpTransport {
                 head.status.as_u16()
             ))
         };
-        let body = timeout_at(deadline, self.collect(&tenant, body))
+        let late = |_| unknown(format!("the answer was not whole within {limit:?}"));
+        let (body, place) = timeout_at(deadline, self.collect(&tenant, body)).await.map_err(late)?.map_err(unknown)?;
+        keep(&tenant, key(&target), Idle::now(sender));
+        let (body, place) = timeout_at(deadline, self.decode(&tenant, &head.headers, body, place))
             .await
-            .map_err(|_| unknown(format!("the answer was not whole within {limit:?}")))?
+            .map_err(late)?
             .map_err(unknown)?;
-        keep(&tenant, key(&target), sender);
-        let body = decode(&head.headers, body).map_err(unknown)?;
+        let body = match place {
+            Some(place) => Bytes::from_owner(Long { body, _place: place }),
+            None => body.into(),
+        };
         Ok(Reply { status: head.status.as_u16(), body })
     }
 
@@ -235,15 +250,29 @@ impl Transport for HttpTransport {
         let (_, target) = self.connector.guard().target(namespace, url).map_err(CallError::Refused)?;
         let sender = timeout(limit, self.open(&target)).await.map_err(|_| not_connected(&target, limit))??;
         let tenant = self.tenant(namespace);
-        keep(&tenant, key(&target), sender);
+        keep(&tenant, key(&target), Idle::now(sender));
         Ok(())
+    }
+
+    async fn warm(&self, namespace: &str, url: &str, limit: Duration) -> Result<(), CallError> {
+        let (_, target) = self.connector.guard().target(namespace, url).map_err(CallError::Refused)?;
+        let tenant = self.tenant(namespace);
+        if let Some(idle) = take(&tenant, &key(&target)).await {
+            let lasts = idle.since.elapsed() + WARM <= IDLE;
+            // To be looked at is not to be used: it grows old, and a new one shows whether the name still leads there.
+            keep(&tenant, key(&target), idle);
+            if lasts {
+                return Ok(());
+            }
+        }
+        self.probe(namespace, url, limit).await
     }
 }
 
 impl HttpTransport {
     /// The whole body as it came, at most [`BODY_LIMIT`].
-    async fn collect(&self, tenant: &Tenant, mut body: Incoming) -> Result<Bytes, String> {
-        let mut whole = BytesMut::new();
+    async fn collect(&self, tenant: &Tenant, mut body: Incoming) -> Result<(Vec<u8>, Option<Place>), String> {
+        let mut whole = Vec::new();
         let mut place = None;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| format!("the answer broke off: {e}"))?;
@@ -253,13 +282,39 @@ impl HttpTransport {
                 return Err(too_long());
             }
             if length > LONG && place.is_none() {
-                let stopping = |_| "the operator is stopping".to_owned();
-                let own = tenant.long.acquire().await.map_err(stopping)?;
-                place = Some((own, self.long.acquire().await.map_err(stopping)?));
+                place = Some(self.place(tenant).await?);
             }
             whole.extend_from_slice(&data);
         }
-        Ok(whole.freeze())
+        Ok((whole, place))
+    }
+
+    /// Decompresses, at most [`BODY_LIMIT`].
+    async fn decode(
+        &self,
+        tenant: &Tenant,
+        headers: &HeaderMap,
+        body: Vec<u8>,
+        mut place: Option<Place>,
+    ) -> Result<(Vec<u8>, Option<Place>), String> {
+        if body.is_empty() || !is_compressed(headers)? {
+            return Ok((body, place));
+        }
+        let broken = |e: io::Error| format!("its compression is broken: {e}");
+        let mut decoder = MultiGzDecoder::new(&body[..]);
+        let mut plain = Vec::new();
+        (&mut decoder).take(LONG as u64 + 1).read_to_end(&mut plain).map_err(broken)?;
+        if plain.len() > LONG && place.is_none() {
+            place = Some(self.place(tenant).await?);
+        }
+        decoder.take((BODY_LIMIT + 1 - plain.len()) as u64).read_to_end(&mut plain).map_err(broken)?;
+        if plain.len() > BODY_LIMIT { Err(too_long()) } else { Ok((plain, place)) }
+    }
+
+    async fn place(&self, tenant: &Tenant) -> Result<Place, String> {
+        let stopping = |_| "the operator is stopping".to_owned();
+        let own = Arc::clone(&tenant.long).acquire_owned().await.map_err(stopping)?;
+        Ok((own, Arc::clone(&self.long).acquire_owned().await.map_err(stopping)?))
     }
 
     async fn slots<'a>(&'a self, tenant: &'a Tenant) -> Result<(SemaphorePermit<'a>, SemaphorePermit<'a>), CallError> {
@@ -287,7 +342,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The kept connection that was used last, if one is still open.
-async fn take(tenant: &Tenant, key: &Key) -> Option<Sender> {
+async fn take(tenant: &Tenant, key: &Key) -> Option<Idle> {
     loop {
         let mut idle = lock(&tenant.idle).get_mut(key)?.pop()?;
         if idle.since.elapsed() > IDLE || idle.sender.is_closed() {
@@ -295,13 +350,13 @@ async fn take(tenant: &Tenant, key: &Key) -> Option<Sender> {
         }
         // Ready at once, unless the peer is closing it or misbehaved after its last answer.
         if let Ok(Ok(())) = timeout(Duration::from_millis(50), idle.sender.ready()).await {
-            return Some(idle.sender);
+            return Some(idle);
         }
     }
 }
 
-fn keep(tenant: &Tenant, key: Key, sender: Sender) {
-    if sender.is_closed() {
+fn keep(tenant: &Tenant, key: Key, unused: Idle) {
+    if unused.sender.is_closed() {
         return;
     }
     let mut idle = lock(&tenant.idle);
@@ -313,7 +368,7 @@ fn keep(tenant: &Tenant, key: Key, sender: Sender) {
     if kept.len() >= IDLE_PER_HOST {
         kept.remove(0);
     }
-    kept.push(Idle { sender, since: Instant::now() });
+    kept.push(unused);
 }
 
 /// Builds the request as it is written. Checks the headers, wherever they came from.
@@ -351,8 +406,8 @@ fn too_long() -> String {
     format!("the answer is longer than {} MiB: ask for smaller pages", BODY_LIMIT >> 20)
 }
 
-/// Decompresses, at most [`BODY_LIMIT`].
-fn decode(headers: &HeaderMap, body: Bytes) -> Result<Bytes, String> {
+/// Whether a body is in the only compression that was asked for.
+fn is_compressed(headers: &HeaderMap) -> Result<bool, String> {
     let encodings: Vec<String> = headers
         .get_all(CONTENT_ENCODING)
         .iter()
@@ -360,16 +415,8 @@ fn decode(headers: &HeaderMap, body: Bytes) -> Result<Bytes, String> {
         .filter(|value| !value.is_empty() && value != "identity")
         .collect();
     match encodings.as_slice() {
-        [] => Ok(body),
-        _ if body.is_empty() => Ok(body),
-        [encoding] if encoding == "gzip" || encoding == "x-gzip" => {
-            let mut plain = Vec::new();
-            MultiGzDecoder::new(&body[..])
-                .take(BODY_LIMIT as u64 + 1)
-                .read_to_end(&mut plain)
-                .map_err(|e| format!("its compression is broken: {e}"))?;
-            if plain.len() > BODY_LIMIT { Err(too_long()) } else { Ok(plain.into()) }
-        }
+        [] => Ok(false),
+        [encoding] if encoding == "gzip" || encoding == "x-gzip" => Ok(true),
         _ => Err("it is compressed in a way that was not asked for".into()),
     }
 }

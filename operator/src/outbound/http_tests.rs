@@ -1,146 +1,21 @@
-use std::{
-    collections::HashMap,
-    io::{self, Write},
-    net::IpAddr,
-    sync::atomic::{AtomicUsize, Ordering},
-};
-
 use ::http::HeaderName;
 use rstest::rstest;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-    time::sleep,
+    net::TcpListener,
+    task::JoinSet,
 };
 
 use super::*;
 use crate::outbound::{
-    connect::Resolve,
+    fakes::{
+        After, Names, ONE_VENUE, PATIENCE, Server, call, get, gzipped, ok, pass, transport, transport_with, until,
+    },
     guard::{Guard, GuardConfig},
 };
 
-/// Names that lead where a test says; each entry is the answers in turn, the last one for ever.
-#[derive(Default)]
-struct Names {
-    answers: Mutex<HashMap<String, Vec<Vec<IpAddr>>>>,
-    asked: AtomicUsize,
-}
-
-impl Names {
-    fn of(entries: &[(&str, &[&[&str]])]) -> Arc<Self> {
-        let ips = |turn: &&[&str]| turn.iter().map(|ip| ip.parse().unwrap()).collect();
-        let answers =
-            entries.iter().map(|(name, turns)| (format!("{name}."), turns.iter().rev().map(ips).collect())).collect();
-        Arc::new(Self { answers: Mutex::new(answers), asked: AtomicUsize::new(0) })
-    }
-}
-
-#[async_trait]
-impl Resolve for Names {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let mut answers = lock(&self.answers);
-        let turns = answers.get_mut(name).ok_or_else(|| io::Error::other("no such name"))?;
-        if turns.len() > 1 { Ok(turns.pop().unwrap()) } else { Ok(turns[0].clone()) }
-    }
-}
-
-/// A server that sends the same bytes to everybody, keeps the connection open and tells what it was sent.
-struct Server {
-    port: u16,
-    received: mpsc::UnboundedReceiver<String>,
-    connections: Arc<AtomicUsize>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum After {
-    KeepOpen,
-    Close,
-    Forever(&'static [u8], Duration),
-}
-
-impl Server {
-    async fn start(answer: impl Into<Vec<u8>>, after: After) -> Self {
-        let answer: Arc<Vec<u8>> = Arc::new(answer.into());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (tell, received) = mpsc::unbounded_channel();
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(serve(stream, Arc::clone(&answer), after, tell.clone()));
-            }
-        });
-        Self { port, received, connections }
-    }
-
-    fn requests(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.received.try_recv().ok()).collect()
-    }
-}
-
-async fn serve(mut stream: TcpStream, answer: Arc<Vec<u8>>, after: After, tell: mpsc::UnboundedSender<String>) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(size @ 1..) = stream.read(&mut buffer).await {
-        let _ = tell.send(String::from_utf8_lossy(&buffer[..size]).into_owned());
-        if stream.write_all(&answer).await.is_err() {
-            return;
-        }
-        if after == After::Close {
-            return;
-        }
-        while let After::Forever(more, pause) = after {
-            if stream.write_all(more).await.is_err() {
-                return;
-            }
-            sleep(pause).await;
-        }
-    }
-}
-
-const ONE_VENUE: &[(&str, &[&[&str]])] = &[("venue.test", &[&["127.0.0.1"]])];
-
-fn transport_with(names: Arc<Names>, allow: &[&str]) -> HttpTransport {
-    let allow_cidrs = allow.iter().map(|net| net.parse().unwrap()).collect();
-    let guard = Guard::new(GuardConfig { allow_cidrs, ..GuardConfig::default() });
-    HttpTransport::new(Connector::new(Arc::new(guard), names, Vec::new()).unwrap(), 8)
-}
-
-fn transport() -> HttpTransport {
-    transport_with(Names::of(ONE_VENUE), &["127.0.0.0/8"])
-}
-
-fn call(method: http::Method, url: String) -> Call {
-    Call {
-        namespace: "trading".into(),
-        method,
-        url,
-        headers: Vec::new(),
-        body: None,
-        timeout: Duration::from_millis(500),
-    }
-}
-
-fn get(url: String) -> Call {
-    call(http::Method::GET, url)
-}
-
-fn ok(body: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-}
-
-fn gzipped(plain: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(plain).unwrap();
-    let body = encoder.finish().unwrap();
-    let mut answer =
-        format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
-    answer.extend(body);
-    answer
-}
+/// Until then a call is over that is to be too late.
+const SOON: Duration = Duration::from_millis(500);
 
 #[tokio::test]
 async fn sends_what_was_asked_for_and_keeps_the_connection() {
@@ -153,7 +28,7 @@ async fn sends_what_was_asked_for_and_keeps_the_connection() {
         let reply = transport.send(call.clone()).await.unwrap();
         assert_eq!((reply.status, &reply.body[..]), (200, &b"[]"[..]));
     }
-    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(server.connections(), 1);
     let requests = server.requests().concat();
     assert_eq!(requests.matches("PATCH /v2/config?a=b%20c HTTP/1.1\r\n").count(), 3);
     for part in [
@@ -183,11 +58,11 @@ async fn a_probe_sends_nothing_and_leaves_a_warm_connection() {
     let mut server = Server::start(ok("[]"), After::KeepOpen).await;
     let transport = transport();
     let url = format!("http://venue.test:{}/", server.port);
-    transport.probe("trading", &url, Duration::from_secs(1)).await.unwrap();
-    transport.warm("trading", &url, Duration::from_secs(1)).await.unwrap();
+    transport.probe("trading", &url, PATIENCE).await.unwrap();
+    transport.warm("trading", &url, PATIENCE).await.unwrap();
     assert_eq!(server.requests(), Vec::<String>::new());
     transport.send(get(url)).await.unwrap();
-    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(server.connections(), 1);
 }
 
 #[tokio::test]
@@ -199,7 +74,22 @@ async fn namespaces_share_no_connection() {
         call.namespace = namespace.into();
         transport.send(call).await.unwrap();
     }
-    assert_eq!(server.connections.load(Ordering::SeqCst), 2);
+    assert_eq!(server.connections(), 2);
+}
+
+/// A connection that only waits does not hide for long that its name leads elsewhere now.
+#[tokio::test]
+async fn warmth_grows_old() {
+    let server = Server::start(ok("[]"), After::KeepOpen).await;
+    let names = Names::of(&[("venue.test", &[&["127.0.0.1"], &["169.254.169.254"]])]);
+    let transport = transport_with(names, &["127.0.0.0/8"]);
+    let url = format!("http://venue.test:{}/", server.port);
+    transport.warm("trading", &url, PATIENCE).await.unwrap();
+    pass((IDLE - WARM) / 2).await;
+    transport.warm("trading", &url, PATIENCE).await.unwrap();
+    pass(IDLE - WARM).await;
+    let error = transport.warm("trading", &url, PATIENCE).await.unwrap_err();
+    assert!(matches!(error, CallError::Refused(_)), "{error}");
 }
 
 #[tokio::test]
@@ -218,7 +108,7 @@ async fn a_request_that_was_sent_is_never_repeated() {
     let mut server = Server::start("", After::Close).await;
     let transport = transport();
     let url = format!("http://venue.test:{}/", server.port);
-    transport.probe("trading", &url, Duration::from_secs(1)).await.unwrap();
+    transport.probe("trading", &url, PATIENCE).await.unwrap();
     for method in [http::Method::GET, http::Method::POST, http::Method::DELETE] {
         let error = transport.send(call(method, url.clone())).await.unwrap_err();
         assert!(matches!(error, CallError::UnknownOutcome(_)), "{error}");
@@ -245,8 +135,35 @@ async fn names_that_lead_to_refused_addresses(#[case] ips: &[&str]) {
     let transport = transport_with(Names::of(&[("evil.test", &[ips])]), &["127.0.0.0/8"]);
     let error = transport.send(get("http://evil.test/".into())).await.unwrap_err();
     assert!(matches!(&error, CallError::Refused(why) if why.starts_with("evil.test leads to")), "{error}");
-    let error = transport.probe("trading", "http://evil.test/", Duration::from_secs(1)).await.unwrap_err();
+    let error = transport.probe("trading", "http://evil.test/", PATIENCE).await.unwrap_err();
     assert!(matches!(error, CallError::Refused(_)), "{error}");
+}
+
+/// A Service of the type ExternalName stands for any name: of its namespace is only its own name.
+#[rstest]
+#[case::other_namespace("victim.other.svc.cluster.local")]
+#[case::outside("venue.example")]
+#[case::like_it("bot.trading.svc.cluster.local.venue.example")]
+#[tokio::test]
+async fn services_that_are_aliases(#[case] alias: &'static str) {
+    let server = Server::start(ok("[]"), After::KeepOpen).await;
+    let names = Names::of(&[
+        ("bot.trading.svc.cluster.local", &[&[alias, "127.0.0.1"]]),
+        ("plain.trading.svc.cluster.local", &[&["127.0.0.1"]]),
+        ("venue.test", &[&[alias, "127.0.0.1"]]),
+    ]);
+    let transport = transport_with(names, &["127.0.0.0/8"]);
+    let url = |host: &str| format!("http://{host}:{}/", server.port);
+    let expected = format!(
+        "bot.trading.svc is only another name for {alias:?}: Services of the type ExternalName are not followed; put \
+         the name that is meant into the url"
+    );
+    let error = transport.send(get(url("bot.trading.svc"))).await.unwrap_err();
+    assert!(matches!(&error, CallError::Refused(why) if *why == expected), "{error}");
+    assert_eq!(server.connections(), 0);
+    transport.send(get(url("plain.trading.svc"))).await.unwrap();
+    // Names outside of the cluster often are aliases; where they lead is checked as it is for all.
+    transport.send(get(url("venue.test"))).await.unwrap();
 }
 
 #[tokio::test]
@@ -257,7 +174,7 @@ async fn loopback_is_refused_unless_opened() {
         let error = transport.send(get(url)).await.unwrap_err();
         assert!(matches!(error, CallError::Refused(_)), "{error}");
     }
-    assert_eq!((server.requests().len(), server.connections.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!((server.requests().len(), server.connections()), (0, 0));
 }
 
 /// The refused address among allowed ones is left out, not tried.
@@ -276,7 +193,7 @@ async fn rebinding_between_probe_and_call() {
     let names = Names::of(&[("venue.test", &[&["127.0.0.1"], &["127.0.0.1"], &["169.254.169.254"]])]);
     let transport = transport_with(names, &["127.0.0.0/8"]);
     let url = format!("http://venue.test:{}/", server.port);
-    transport.probe("trading", &url, Duration::from_secs(1)).await.unwrap();
+    transport.probe("trading", &url, PATIENCE).await.unwrap();
     transport.send(get(url.clone())).await.unwrap();
     transport.send(get(url.clone())).await.unwrap();
     let error = transport.send(get(url)).await.unwrap_err();
@@ -351,9 +268,7 @@ async fn gzip_is_read() {
 #[tokio::test]
 async fn the_limit_holds_after_decompression(#[case] size: usize, #[case] fits: bool) {
     let server = Server::start(gzipped(&vec![b' '; size]), After::KeepOpen).await;
-    let mut call = get(format!("http://venue.test:{}/", server.port));
-    call.timeout = Duration::from_secs(10);
-    match transport().send(call).await {
+    match transport().send(get(format!("http://venue.test:{}/", server.port))).await {
         Ok(reply) => assert!(fits && reply.body.len() == size),
         Err(error) => assert!(!fits && error.to_string().contains("longer than 4 MiB"), "{error}"),
     }
@@ -363,9 +278,7 @@ async fn the_limit_holds_after_decompression(#[case] size: usize, #[case] fits: 
 async fn a_huge_body_is_not_read() {
     let head = "HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n";
     let server = Server::start(head, After::Forever(&[b'x'; 1 << 16], Duration::ZERO)).await;
-    let mut call = get(format!("http://venue.test:{}/", server.port));
-    call.timeout = Duration::from_secs(10);
-    let error = transport().send(call).await.unwrap_err();
+    let error = transport().send(get(format!("http://venue.test:{}/", server.port))).await.unwrap_err();
     assert!(matches!(&error, CallError::UnknownOutcome(why) if why.contains("longer than 4 MiB")), "{error}");
 }
 
@@ -381,22 +294,22 @@ async fn a_huge_body_is_not_read() {
 #[tokio::test]
 async fn the_deadline_holds(#[case] answer: &str, #[case] after: After) {
     let server = Server::start(answer, after).await;
-    let started = Instant::now();
-    let error = transport().send(get(format!("http://venue.test:{}/", server.port))).await.unwrap_err();
+    let transport = transport();
+    let mut call = get(format!("http://venue.test:{}/", server.port));
+    call.timeout = SOON;
+    // Connected before, so that it is the answer that is late.
+    transport.probe("trading", &call.url, PATIENCE).await.unwrap();
+    let error = timeout(PATIENCE, transport.send(call)).await.expect("it ends").unwrap_err();
     assert!(matches!(error, CallError::UnknownOutcome(_)), "{error}");
-    assert!(error.to_string().contains("500ms"), "{error}");
-    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert!(error.to_string().contains("within 500ms"), "{error}");
 }
 
 #[tokio::test]
 async fn an_endless_head_is_cut_off() {
     let server =
         Server::start("HTTP/1.1 200 OK\r\n", After::Forever(b"x: yyyyyyyyyyyyyyyyyyyyyy\r\n", Duration::ZERO)).await;
-    let mut call = get(format!("http://venue.test:{}/", server.port));
-    call.timeout = Duration::from_secs(10);
-    let started = Instant::now();
-    transport().send(call).await.unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let error = transport().send(get(format!("http://venue.test:{}/", server.port))).await.unwrap_err();
+    assert!(error.to_string().contains("message head is too large"), "{error}");
 }
 
 #[tokio::test]
@@ -411,9 +324,14 @@ async fn what_was_certainly_not_sent() {
         (format!("https://venue.test:{silent_port}/"), "within 500ms"),
         (format!("https://venue.test:{}/", plain.port), "TLS with venue.test"),
     ] {
-        let error = transport().send(call(http::Method::POST, url.clone())).await.unwrap_err();
+        let mut call = call(http::Method::POST, url.clone());
+        if expected.starts_with("within") {
+            call.timeout = SOON;
+        }
+        let limit = call.timeout;
+        let error = transport().send(call).await.unwrap_err();
         assert!(matches!(&error, CallError::NotSent(why) if why.contains(expected)), "{url}: {error}");
-        let error = transport().probe("trading", &url, Duration::from_millis(500)).await.unwrap_err();
+        let error = transport().probe("trading", &url, limit).await.unwrap_err();
         assert!(matches!(&error, CallError::NotSent(why) if why.contains(expected)), "{url}: {error}");
     }
 }
@@ -423,15 +341,33 @@ async fn at_most_so_many_calls_at_once() {
     let mut server = Server::start("", After::KeepOpen).await;
     let transport = Arc::new(transport());
     let url = format!("http://venue.test:{}/", server.port);
-    let calls = (0..20).map(|turn| {
-        let (transport, mut call) = (Arc::clone(&transport), get(url.clone()));
-        // Those that wait give up before a place is free.
-        call.timeout = Duration::from_millis(if turn < 4 { 1000 } else { 200 });
-        async move { transport.send(call).await.unwrap_err() }
+    let places = transport.per_namespace;
+    let unanswered = hang(&transport, &url, places);
+    for _ in 0..places {
+        server.request().await;
+    }
+    // Those that wait for a place give up before one is free.
+    let others = (0..16).map(|_| {
+        let mut call = get(url.clone());
+        call.timeout = Duration::from_millis(50);
+        transport.send(call)
     });
-    let errors = futures::future::join_all(calls).await;
-    let waited = errors.iter().filter(|error| matches!(error, CallError::NotSent(_))).count();
-    assert_eq!((server.requests().len(), waited), (4, 16));
+    for answer in futures::future::join_all(others).await {
+        let error = answer.unwrap_err();
+        assert!(matches!(&error, CallError::NotSent(why) if why.contains("too many calls at once")), "{error}");
+    }
+    assert_eq!((places, server.requests()), (4, vec![]));
+    drop(unanswered);
+}
+
+/// Calls that are under way until they are dropped.
+fn hang(transport: &Arc<HttpTransport>, url: &str, calls: usize) -> JoinSet<Result<Reply, CallError>> {
+    let one = |_| {
+        let (transport, mut call) = (Arc::clone(transport), get(url.to_owned()));
+        call.timeout = Duration::from_secs(3600);
+        async move { transport.send(call).await }
+    };
+    (0..calls).map(one).collect()
 }
 
 /// Long answers wait for each other, short ones do not wait for them.
@@ -440,20 +376,53 @@ async fn few_long_answers_at_once() {
     let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n{}", "x".repeat(LONG + 1));
     let (long, short) = (Server::start(head, After::KeepOpen).await, Server::start(ok("[]"), After::KeepOpen).await);
     let transport = Arc::new(transport());
-    let hang: Vec<_> = (0..3)
-        .map(|_| {
-            let (transport, url) = (Arc::clone(&transport), format!("http://venue.test:{}/", long.port));
-            tokio::spawn(async move { transport.send(get(url)).await })
-        })
-        .collect();
-    sleep(Duration::from_millis(300)).await;
-    assert_eq!(transport.tenant("trading").long.available_permits(), 0);
-    assert_eq!(transport.long.available_permits(), LONG_ANSWERS.0 - 2);
+    let tenant = transport.tenant("trading");
+    let unfinished = hang(&transport, &format!("http://venue.test:{}/", long.port), LONG_ANSWERS.1 + 1);
+    until("all places are taken", || tenant.long.available_permits() == 0).await;
+    assert_eq!(transport.long.available_permits(), LONG_ANSWERS.0 - LONG_ANSWERS.1);
     transport.send(get(format!("http://venue.test:{}/", short.port))).await.unwrap();
-    for call in hang {
-        assert!(matches!(call.await.unwrap(), Err(CallError::UnknownOutcome(_))));
+    assert_eq!(tenant.long.available_permits(), 0);
+    drop(unfinished);
+    until("all places are free", || transport.long.available_permits() == LONG_ANSWERS.0).await;
+}
+
+/// However short it was on the way, and for as long as any of it is there.
+#[rstest]
+#[case::long(ok(&" ".repeat(LONG + 1)).into_bytes(), 1)]
+#[case::short(ok(&" ".repeat(LONG)).into_bytes(), 0)]
+#[case::long_when_decompressed(gzipped(&[b' '; LONG + 1]), 1)]
+#[case::short_when_decompressed(gzipped(&[b' '; LONG]), 0)]
+#[tokio::test]
+async fn a_long_answer_keeps_its_place(#[case] answer: Vec<u8>, #[case] places: usize) {
+    let server = Server::start(answer, After::KeepOpen).await;
+    let transport = transport();
+    let tenant = transport.tenant("trading");
+    let free = || (transport.long.available_permits(), tenant.long.available_permits());
+    let reply = transport.send(get(format!("http://venue.test:{}/", server.port))).await.unwrap();
+    let part = reply.body.slice(7..8);
+    drop(reply);
+    assert_eq!(free(), (LONG_ANSWERS.0 - places, LONG_ANSWERS.1 - places));
+    drop(part);
+    assert_eq!(free(), LONG_ANSWERS);
+}
+
+/// An answer that turns out to be long waits for its place before it is whole.
+#[tokio::test]
+async fn a_long_answer_waits_for_a_place() {
+    let server = Server::start(gzipped(&vec![b' '; BODY_LIMIT]), After::KeepOpen).await;
+    let transport = transport();
+    let url = format!("http://venue.test:{}/", server.port);
+    let mut held = Vec::new();
+    for _ in 0..LONG_ANSWERS.1 {
+        held.push(transport.send(get(url.clone())).await.unwrap());
     }
-    assert_eq!(transport.long.available_permits(), LONG_ANSWERS.0);
+    let mut call = get(url);
+    call.timeout = SOON;
+    let error = transport.send(call.clone()).await.unwrap_err();
+    assert!(error.to_string().contains("the answer was not whole within 500ms"), "{error}");
+    held.pop();
+    call.timeout = PATIENCE;
+    transport.send(call).await.unwrap();
 }
 
 #[tokio::test]

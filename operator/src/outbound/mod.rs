@@ -8,6 +8,11 @@ pub mod connect;
 pub mod guard;
 pub mod http;
 
+#[cfg(test)]
+mod attack_tests;
+#[cfg(test)]
+pub(crate) mod fakes;
+
 use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue, Method};
@@ -36,7 +41,8 @@ pub struct Call {
 pub struct Reply {
     /// Status code.
     pub status: u16,
-    /// Body, decompressed, at most [`BODY_LIMIT`] bytes.
+    /// Body, decompressed, at most [`BODY_LIMIT`] bytes. A long one takes the place of another one until it is dropped:
+    /// it is to be kept for as long as what was made of it.
     pub body: Bytes,
 }
 
@@ -65,4 +71,9 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Whether `url` could be called now: name resolution, TCP and TLS, without sending a request.
     async fn probe(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError>;
+
+    /// The same, where calls are to find a connection later: one that waits for them already is as good as a new one.
+    async fn warm(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
+        self.probe(namespace, url, timeout).await
+    }
 }

@@ -69,14 +69,17 @@ pub(super) enum Sent {
 impl Outside {
     /// All halts of a namespace, live. One that cannot be read might hold anything: that is an error.
     pub async fn halts(&self, namespace: &str) -> Result<Vec<TradingHalt>, String> {
+        let unread = |name, error| format!("TradingHalt {namespace}/{name} cannot be read, it may hold: {error}");
+        let halts = self.guarded_halts(namespace).await?.into_iter();
+        halts.map(|(name, halt)| halt.map_err(|error| unread(name, error))).collect()
+    }
+
+    /// All halts of a namespace, live, by name: each, or why it cannot be read.
+    pub async fn guarded_halts(&self, namespace: &str) -> Result<Vec<(String, Result<TradingHalt, String>)>, String> {
         let api: Api<DeserializeGuard<TradingHalt>> = Api::namespaced(self.client.clone(), namespace);
         let what = format!("listing TradingHalts in {namespace}");
         let list = client::read(DEADLINE, what, api.list(&ListParams::default())).await.map_err(|e| e.to_string())?;
-        let halts = list.items.into_iter().map(|guarded| {
-            let name = guarded.name_any();
-            guarded.0.map_err(|e| format!("TradingHalt {namespace}/{name} cannot be read, it may hold: {}", e.error))
-        });
-        halts.collect()
+        Ok(list.items.into_iter().map(|guarded| (guarded.name_any(), guarded.0.map_err(|e| e.error))).collect())
     }
 }
 

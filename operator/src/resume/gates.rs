@@ -2,7 +2,9 @@
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use standfast_crds::v1alpha1::{CheckState, HaltPhase, LatchedWorkload, TradingHalt, WorkloadKind, shorten};
+use standfast_crds::v1alpha1::{
+    CheckState, HaltPhase, LatchedWorkload, TradingHalt, WorkloadKind, condition, halt_conditions, shorten,
+};
 
 use super::plan::ResumePlan;
 use crate::{held, scale::Size};
@@ -69,6 +71,28 @@ pub fn released(halts: &[TradingHalt], plan: &ResumePlan, by: &str) -> Released 
         None if done || !held::holds(halt) => Released::Otherwise(format!("TradingHalt {name} was released by hand")),
         None => Released::No,
     }
+}
+
+/// Why the halt is not proven, in words: as long as orders may be open or pods may trade, nothing is released.
+pub fn unproven(halts: &[TradingHalt], plan: &ResumePlan, now: Timestamp) -> Option<String> {
+    let name = &plan.halt.name;
+    let Some(halt) = halts.iter().find(|h| h.metadata.uid.as_ref() == Some(&plan.halt.uid)) else {
+        return Some(format!("TradingHalt {name} is gone"));
+    };
+    if held::proven_until(halt).is_some_and(|until| now < until) {
+        return None;
+    }
+    let status = halt.status.clone().unwrap_or_default();
+    let said = condition(&status.conditions, halt_conditions::HALTED).map(|c| c.message.as_str()).unwrap_or_default();
+    let phase = status.phase.as_str();
+    Some(shorten(&match status.phase {
+        HaltPhase::Halted => format!("the last proof of TradingHalt {name} is too old to count"),
+        // What hinders it comes last: only that may be cut off.
+        HaltPhase::Unverified => format!(
+            "TradingHalt {name} is {phase} (repair it; if that is impossible: break-glass, docs/operations.md): {said}"
+        ),
+        _ => format!("TradingHalt {name} is not proven yet, it is {phase}: {said}"),
+    }))
 }
 
 /// What the halt holds and the plan does not know, in words: it grew after the plan was frozen.

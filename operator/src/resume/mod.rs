@@ -1,10 +1,10 @@
 //! Resumes trading: the first procedure on the [engine](crate::engine).
 //!
 //! A TradingResume is looked at once when it appears: whether its halt can be released at all, and what will be done
-//! ([`plan`]). That is frozen in its status. Then its steps follow, in this order: the gates (guardrails, checks,
-//! position sync), the request for the release, which the halt's own controller carries out, the workloads, their
-//! readiness, the bot's own endpoint, the venues, and a last look. What a step does is in `steps`, `restore` and
-//! `venues`; what it decides is in [`gates`]; what the status says is in [`status`].
+//! ([`plan`]). That is frozen in its status. Then its steps follow, in this order: the gates (the proof of the
+//! halt, guardrails, checks, position sync), the request for the release, which the halt's own controller carries out,
+//! the workloads, their readiness, the bot's own endpoint, the venues, and a last look. What a step does is in `steps`,
+//! `restore` and `venues`; what it decides is in [`gates`]; what the status says is in [`status`].
 //!
 //! Halting always wins: workloads and venues that another halt holds stay stopped, and a halt that appears after the
 //! release ends the resume. There is no finalizer. A resume that is aborted after its release halts the system again;
@@ -34,7 +34,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
-    runtime::{controller::Action, events::EventType},
+    runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use standfast_crds::v1alpha1::{ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem};
 
@@ -129,7 +129,18 @@ impl ResumeReconciler {
         if aborts(&journal.object) {
             return self.finish(&mut journal, status, aborted("nothing was released")).await;
         }
-        let halts = self.outside.halts(&namespace).await.map_err(Failure)?;
+        let (mut halts, named) = (vec![], &journal.object.spec.halt_ref.name);
+        for (name, halt) in self.outside.guarded_halts(&namespace).await.map_err(Failure)? {
+            match halt {
+                Ok(halt) => halts.push(halt),
+                Err(why) if name == *named => {
+                    let why = format!("TradingHalt {name} cannot be read by this version of the operator: {why}");
+                    return self.finish(&mut journal, status, failed(why)).await;
+                }
+                // The gates wait for it.
+                Err(_) => {}
+            }
+        }
         let system = match plan::halt_to_release(&journal.object, &halts) {
             Ok(halt) => self.system(&namespace, &halt.spec.system_ref.name).await?,
             Err(_) => None,
@@ -377,5 +388,9 @@ impl Reconcile for ResumeReconciler {
             return self.accept(live).await;
         }
         if aborts(&live) { self.abort(live).await } else { self.advance(live).await }
+    }
+
+    async fn undecodable(&self, object: &ObjectRef<Guarded<TradingResume>>, error: &str) {
+        self.events.unreadable(object.clone().into(), error);
     }
 }

@@ -5,6 +5,8 @@ use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResume
 
 /// Names of the steps that the status speaks of.
 pub mod step {
+    /// The halt is proven.
+    pub const HALTED: &str = "halted";
     /// The admission policies are in place.
     pub const GUARDRAILS: &str = "guardrails";
     /// The checks pass.

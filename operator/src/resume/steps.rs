@@ -23,6 +23,7 @@ use crate::{
 pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
     let cx = || Arc::clone(cx);
     vec![
+        vec![Box::new(Halted(cx()))],
         vec![Box::new(Guardrails(cx()))],
         vec![Box::new(Checks(cx()))],
         vec![Box::new(SyncPositions(cx()))],
@@ -44,6 +45,35 @@ fn gate(cx: &Context, name: &str) -> Definition {
 /// What only has to be waited for needs no call.
 fn waiting() -> Acted {
     Acted::Started { message: String::new(), external_ref: None }
+}
+
+/// The halt is proven. Until then nobody knows what the bot does.
+struct Halted(Arc<Context>);
+
+#[async_trait]
+impl Step for Halted {
+    fn definition(&self) -> Definition {
+        Definition { look: DEADLINE + Duration::from_secs(1), ..gate(&self.0, step::HALTED) }
+    }
+
+    async fn observe(&self, _: &StepStatus) -> Observation {
+        let cx = &self.0;
+        let halts = match cx.halts().await {
+            Ok(halts) => halts,
+            Err(why) => return Observation::InProgress(why),
+        };
+        if let Released::Otherwise(why) = gates::released(&halts, &cx.plan, &cx.uid) {
+            return Observation::Failed(why);
+        }
+        match gates::unproven(&halts, &cx.plan, now()) {
+            None => Observation::Done(format!("TradingHalt {} is proven", cx.plan.halt.name)),
+            Some(why) => Observation::InProgress(why),
+        }
+    }
+
+    async fn act(&self, _: &StepStatus) -> Acted {
+        waiting()
+    }
 }
 
 struct Guardrails(Arc<Context>);
@@ -156,6 +186,9 @@ impl Step for RequestRelease {
         };
         if let Released::Otherwise(why) = gates::released(&halts, &cx.plan, &cx.uid) {
             return Observation::Failed(why);
+        }
+        if let Some(why) = gates::unproven(&halts, &cx.plan, now()) {
+            return Observation::InProgress(why);
         }
         match gates::outgrown(&halts, &cx.plan) {
             Some(why) => Observation::Failed(why),

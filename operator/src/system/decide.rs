@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
-    CheckState, CheckStatus, HaltPhase, HaltSummary, Problem, TradingHalt, TradingSystem, TradingSystemStatus,
-    WorkloadKind, WorkloadStatus, condition, set_condition, shorten,
+    CheckState, CheckStatus, HaltSummary, Problem, TradingHalt, TradingSystem, TradingSystemStatus, WorkloadKind,
+    WorkloadStatus, condition, set_condition, shorten,
 };
 
 use super::{
@@ -18,8 +18,6 @@ use super::{
 };
 use crate::{held, workloads::View};
 
-/// A halt that was last proven longer ago than this is not known to be one.
-const PROOF_LIFE: Duration = Duration::from_secs(180);
 /// How long a status may lag where only texts differ.
 const TEXT_LAG: Duration = Duration::from_secs(60);
 /// How long it may lag where only sizes of workloads differ.
@@ -159,7 +157,7 @@ pub(super) fn halt_summary(halts: &[TradingHalt], now: Timestamp) -> HaltSummary
     if holding.is_empty() {
         return HaltSummary { halted: "No".into(), by: None, since: None };
     }
-    let proven = holding.iter().all(|h| proven_until(h).is_some_and(|until| now < until));
+    let proven = holding.iter().all(|h| held::proven_until(h).is_some_and(|until| now < until));
     let names: Vec<_> = holding.iter().map(|h| h.name_any()).collect();
     let since = holding.iter().filter_map(|h| {
         let times = &h.status.as_ref()?.times;
@@ -173,16 +171,9 @@ pub(super) fn halt_summary(halts: &[TradingHalt], now: Timestamp) -> HaltSummary
     }
 }
 
-/// Until when a halt counts as proven.
-fn proven_until(halt: &TradingHalt) -> Option<Timestamp> {
-    let status = halt.status.as_ref().filter(|s| s.phase == HaltPhase::Halted)?;
-    let life = SignedDuration::try_from(PROOF_LIFE).ok()?;
-    status.last_verified_at.as_ref()?.0.checked_add(life).ok()
-}
-
 /// When the summary of these halts changes by the passing of time alone.
 pub(super) fn summary_expires(halts: &[TradingHalt], now: Timestamp) -> Option<Duration> {
-    let ends = halts.iter().filter(|h| held::holds(h)).filter_map(proven_until).filter(|until| *until > now);
+    let ends = halts.iter().filter(|h| held::holds(h)).filter_map(held::proven_until).filter(|until| *until > now);
     ends.min().and_then(|until| Duration::try_from(until.duration_since(now)).ok())
 }
 

@@ -1,3 +1,4 @@
+use jiff::SignedDuration;
 use rstest::rstest;
 use serde_json::{Value, json};
 use standfast_crds::v1alpha1::is_true;
@@ -231,7 +232,7 @@ fn halt(name: &str, held: bool, phase: &str, verified: Option<&str>, latched: Op
     });
     let fields: &mut Value = &mut status;
     if let Some(at) = verified {
-        fields["lastVerifiedAt"] = json!(at);
+        fields["verifiedUntil"] = json!(at);
     }
     if let Some(at) = latched {
         fields["times"]["latchedAt"] = json!(at);
@@ -245,8 +246,8 @@ fn halt(name: &str, held: bool, phase: &str, verified: Option<&str>, latched: Op
     .unwrap()
 }
 
-const FRESH: Option<&str> = Some("2025-06-01T11:59:00.000000Z");
-const STALE: Option<&str> = Some("2025-06-01T11:57:00.000000Z");
+const FRESH: Option<&str> = Some("2025-06-01T12:02:00.000000Z");
+const STALE: Option<&str> = Some("2025-06-01T12:00:00.000000Z");
 
 #[rstest]
 #[case(vec![], "No", None)]
@@ -268,7 +269,7 @@ fn halts_add_up(#[case] halts: Vec<TradingHalt>, #[case] halted: &str, #[case] b
 fn a_halt_counts_from_its_latch_in_whole_seconds_and_expires() {
     let halts = [
         halt("a", true, "Halted", FRESH, Some("2025-06-01T11:00:02.500000Z")),
-        halt("b", true, "Halted", Some("2025-06-01T11:58:00.000000Z"), Some("2025-06-01T11:00:04.500000Z")),
+        halt("b", true, "Halted", Some("2025-06-01T12:01:00.000000Z"), Some("2025-06-01T11:00:04.500000Z")),
     ];
     let since = halt_summary(&halts, now()).since.unwrap();
     assert_eq!(since.0.to_string(), "2025-06-01T11:00:02Z");

@@ -24,7 +24,11 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use kube::{Api, Client, ResourceExt, api::PostParams, runtime::controller::Action};
+use kube::{
+    Api, Client, ResourceExt,
+    api::PostParams,
+    runtime::{controller::Action, reflector::ObjectRef},
+};
 use standfast_crds::v1alpha1::{TradingHalt, TradingSystem, TradingSystemStatus};
 
 use self::{
@@ -37,7 +41,9 @@ use crate::{
     cache::Cache,
     calls::Caller,
     controller::{Failure, Guarded, Reconcile, Trigger},
+    events::Events,
     guardrails::Guardrails,
+    outbound::Transport,
     workloads::{View, Workloads},
 };
 
@@ -67,6 +73,8 @@ pub struct Parts {
     pub client: Client,
     /// The way to venues.
     pub caller: Caller,
+    /// The way to venues that halts have.
+    pub halt_transport: Arc<dyn Transport>,
     /// Asks checks.
     pub checker: Checker,
     /// The guardrails' state.
@@ -77,6 +85,8 @@ pub struct Parts {
     pub halts: Cache<Guarded<TradingHalt>>,
     /// Workloads.
     pub workloads: Workloads,
+    /// Kubernetes Events.
+    pub events: Events,
     /// Asks for a reconcile when an answer came.
     pub trigger: Trigger<Guarded<TradingSystem>>,
 }
@@ -123,12 +133,18 @@ impl Reconcile for SystemReconciler {
         let lagging = old != Some(&status);
         Ok(Action::requeue(if lagging { wait.min(decide::RECONSIDER) } else { wait }))
     }
+
+    async fn undecodable(&self, object: &ObjectRef<Guarded<TradingSystem>>, error: &str) {
+        self.parts.events.unreadable(object.clone().into(), error);
+    }
 }
 
 impl SystemReconciler {
     /// A controller of these parts.
     pub fn new(parts: Parts) -> Self {
-        let surveyor = Surveyor::new(parts.client.clone(), parts.caller.clone(), parts.guardrails.clone());
+        let halt_transport = Arc::clone(&parts.halt_transport);
+        let surveyor =
+            Surveyor::new(parts.client.clone(), parts.caller.clone(), halt_transport, parts.guardrails.clone());
         let rounds = Rounds::new(Arc::new(surveyor), parts.checker.clone(), parts.trigger.clone());
         Self { parts, rounds }
     }

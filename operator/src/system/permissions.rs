@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
-use standfast_crds::v1alpha1::{Problem, TradingSystemSpec, WorkloadKind};
+use standfast_crds::v1alpha1::{JobAction, Problem, TradingSystemSpec, WorkloadKind};
 use tokio::time::Instant;
 
 use super::{
@@ -146,7 +146,10 @@ fn needed(spec: &TradingSystemSpec, trading: &[View]) -> Vec<Permission> {
     if !spec::jobs(spec).is_empty() {
         wanted.push(Permission::new("create", "batch", "jobs", ""));
     }
-    if spec::requests(spec).iter().any(|(_, r)| r.http.auth.is_some()) {
+    let given_to_jobs = |job: &JobAction| job.env.iter().any(|env| env.secret_key_ref.is_some());
+    if spec::requests(spec).iter().any(|(_, r)| r.http.auth.is_some())
+        || spec::jobs(spec).iter().any(|(_, job)| given_to_jobs(job))
+    {
         wanted.push(Permission::new("get", "", "secrets", ""));
     }
     wanted

@@ -32,7 +32,7 @@ use crate::{
     calls::Caller,
     guardrails::{GuardrailState, Guardrails, namespace_enabled, namespace_excluded},
     jobs::{self, JobError},
-    outbound::{Call, CallError},
+    outbound::{Call, CallError, Transport},
     workloads::{Key, View},
 };
 
@@ -40,8 +40,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How many calls one look makes at once.
 const AT_ONCE: usize = 8;
-/// How many workloads are read whole; of more, only what the cache has is used.
-const WORKLOADS: usize = 200;
 
 /// What one look at the outside found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,16 +70,18 @@ impl Survey {
 pub(super) struct Surveyor {
     client: Client,
     caller: Caller,
+    halt_transport: Arc<dyn Transport>,
     guardrails: Guardrails,
     permissions: Permissions,
 }
 
 impl Surveyor {
-    pub fn new(client: Client, caller: Caller, guardrails: Guardrails) -> Self {
-        Self { permissions: Permissions::new(client.clone()), client, caller, guardrails }
+    /// A surveyor that makes calls as `caller` does, and keeps connections of `halt_transport` warm.
+    pub fn new(client: Client, caller: Caller, halt_transport: Arc<dyn Transport>, guardrails: Guardrails) -> Self {
+        Self { permissions: Permissions::new(client.clone()), client, caller, halt_transport, guardrails }
     }
 
-    /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps connections warm.
+    /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps the connections warm that a halt would use.
     pub async fn near(&self, namespace: &str, spec: &TradingSystemSpec) -> Survey {
         let labelled = async {
             if namespace_excluded(namespace) { None } else { Some(namespace_enabled(&self.client, namespace).await) }
@@ -136,7 +136,9 @@ impl Surveyor {
         }
         let hosts = endpoints(&calls);
         let probes = hosts.into_iter().map(|endpoint| async move {
-            let found = self.caller.transport().probe(namespace, &endpoint.url, DEADLINE).await;
+            // Halts have connections of their own: only what waits there is of use to them.
+            let transport = if endpoint.halting { &self.halt_transport } else { self.caller.transport() };
+            let found = transport.warm(namespace, &endpoint.url, DEADLINE).await;
             (endpoint, found)
         });
         let probes = some_at_once(probes).await;
@@ -170,24 +172,23 @@ impl Surveyor {
         let mut survey = Survey::default();
         let mut managers: BTreeMap<String, Vec<Key>> = BTreeMap::new();
         let mut labels: Vec<(Key, BTreeMap<String, String>)> = vec![];
-        let reads = trading.iter().take(WORKLOADS).map(|view| async move { (view, self.whole(&view.key).await) });
-        for (view, object) in some_at_once(reads).await {
-            match object {
-                Ok(Some(object)) => {
-                    if let Some(manager) =
-                        coexistence::git_manager(object.metadata.managed_fields.as_deref().unwrap_or_default())
-                    {
-                        managers.entry(manager.to_owned()).or_default().push(view.key.clone());
+        // Of each only what is needed is kept: there may be a thousand.
+        let reads = trading.iter().map(|view| async move {
+            let object = self.whole(&view.key).await?;
+            // It may have gone since the cache was read, which is told when the cache has seen it.
+            Ok(object.map(|object| (&view.key, git_manager(&object), template_labels(&object))))
+        });
+        for read in some_at_once(reads).await {
+            match read {
+                Ok(Some((key, manager, template))) => {
+                    if let Some(manager) = manager {
+                        managers.entry(manager).or_default().push(key.clone());
                     }
-                    labels.push((view.key.clone(), template_labels(&object)));
+                    labels.push((key.clone(), template));
                 }
-                // It went away since the cache was read, which is told when the cache has seen it.
                 Ok(None) => {}
                 Err(error) => survey.unknown.push(error),
             }
-        }
-        for view in trading.iter().skip(WORKLOADS) {
-            labels.push((view.key.clone(), view.match_labels.clone().unwrap_or_default()));
         }
         survey.problems.extend(managers.iter().map(|(manager, keys)| git_problem(manager, keys)));
 
@@ -298,6 +299,8 @@ fn credential_survey(calls: &[Prepared<'_>]) -> Survey {
 #[derive(Debug)]
 struct Endpoint<'a> {
     url: String,
+    /// A halt calls it.
+    halting: bool,
     /// Fields of requests that are needed under a halt.
     needed_by: Vec<&'a str>,
 }
@@ -317,12 +320,19 @@ fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
         let Ok(call) = call else { continue };
         let Ok(url) = crate::outbound::guard::parse(&call.url) else { continue };
         let host = url[..url::Position::BeforePath].to_owned();
-        let endpoint = hosts.entry(host).or_insert_with(|| Endpoint { url: call.url.clone(), needed_by: vec![] });
+        let new = || Endpoint { url: call.url.clone(), halting: false, needed_by: vec![] };
+        let endpoint = hosts.entry(host).or_insert_with(new);
+        // What a halt works without it calls all the same: the bot is asked to stop too.
+        endpoint.halting |= request.under_halt || request.best_effort;
         if request.under_halt && !request.best_effort {
             endpoint.needed_by.push(path);
         }
     }
     hosts.into_values().collect()
+}
+
+fn git_manager(object: &DynamicObject) -> Option<String> {
+    coexistence::git_manager(object.metadata.managed_fields.as_deref()?).map(str::to_owned)
 }
 
 /// The labels of the pods that a workload makes.

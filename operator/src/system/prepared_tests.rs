@@ -1,9 +1,23 @@
-use http::Method;
+use std::convert::Infallible;
+
+use http::{Method, Request, Response};
+use kube::client::Body;
 use rstest::rstest;
 use serde_json::json;
 use standfast_crds::v1alpha1::TradingSystem;
+use tower::{BoxError, service_fn};
 
 use super::*;
+use crate::{
+    metrics::Metrics,
+    outbound::{
+        connect::{Connector, SystemResolver},
+        fakes::{After, Server, get, ok, pass, transport},
+        guard::{Guard, GuardConfig},
+        http::{HttpTransport, WARM},
+    },
+    system::rounds::NEAR_INTERVAL,
+};
 
 fn call(url: &str) -> Call {
     Call {
@@ -87,14 +101,68 @@ fn a_secret_is_missed_once_and_each_host_is_probed_once() {
         "Secret trading/alpaca does not exist: create it (spec.venues[alpaca].allowTrading[0] and 1 more)"
     );
     let hosts = endpoints(&calls);
-    let seen: Vec<_> = hosts.iter().map(|h| (h.url.as_str(), h.needed_by.len())).collect();
-    assert_eq!(seen, [("http://bot.trading.svc/halt", 0), ("https://venue.example/v2/orders?status=open", 1)]);
+    let seen: Vec<_> = hosts.iter().map(|h| (h.url.as_str(), h.halting, h.needed_by.len())).collect();
+    let orders = "https://venue.example/v2/orders?status=open";
+    assert_eq!(seen, [("http://bot.trading.svc/halt", true, 0), (orders, true, 1)]);
     let down = || CallError::NotSent("no connection to venue.example".into());
     // The bot's own endpoint is best effort: a halted bot does not answer.
     assert_eq!(hosts[0].problem(down()), None);
     let problem = hosts[1].problem(down()).unwrap();
     assert_eq!(problem.reason, "EndpointUnreachable");
     assert_eq!(problem.message, "no connection to venue.example (spec.venues[alpaca].openOrders[0])");
+}
+
+/// A Kubernetes API that has nothing.
+fn empty_cluster() -> Client {
+    let service = service_fn(|_: Request<Body>| async {
+        let none = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
+        Ok::<_, Infallible>(Response::builder().status(404).body(Body::from(none.to_string().into_bytes())).unwrap())
+    });
+    Client::new(service, "default")
+}
+
+#[tokio::test]
+async fn what_a_halt_calls_is_kept_warm_for_halts() {
+    let [venue, later] =
+        [Server::start(ok("[]"), After::KeepOpen).await, Server::start(ok("[]"), After::KeepOpen).await];
+    let url = |server: &Server| format!("http://venue.test:{}/", server.port);
+    let spec: TradingSystemSpec = serde_json::from_value(json!({
+        "workloads": [],
+        "venues": [{
+            "name": "venue",
+            "openOrders": [{"http": {"url": url(&venue)}}],
+            "allowTrading": [{"http": {"url": url(&later)}}],
+        }],
+    }))
+    .unwrap();
+    let client = empty_cluster();
+    let mut made = 0;
+    for looks in 1..=4 {
+        let (halts, others) = (Arc::new(transport()), Arc::new(transport()));
+        let caller = Caller::new(others.clone(), client.clone(), Metrics::new());
+        let surveyor = Surveyor::new(client.clone(), caller, halts.clone(), Guardrails::new(client.clone()));
+        for _ in 0..looks {
+            surveyor.near("trading", &spec).await;
+            // Until the next look, and more.
+            pass(NEAR_INTERVAL + DEADLINE).await;
+        }
+        // Every second look finds a connection that will do.
+        made += usize::div_ceil(looks, 2);
+        halts.send(get(url(&venue))).await.unwrap();
+        others.send(get(url(&later))).await.unwrap();
+        assert_eq!((venue.connections(), later.connections()), (made, made), "after {looks} looks");
+        // Halts and others share none.
+        made += 1;
+        others.send(get(url(&venue))).await.unwrap();
+        halts.send(get(url(&later))).await.unwrap();
+        assert_eq!((venue.connections(), later.connections()), (made, made), "after {looks} looks");
+    }
+}
+
+#[test]
+fn connections_are_kept_until_the_next_look() {
+    // The look itself, and one that had to wait for its turn.
+    assert!(NEAR_INTERVAL + 2 * DEADLINE < WARM, "{WARM:?}");
 }
 
 #[test]
@@ -147,4 +215,44 @@ fn a_job_that_may_not_be_created_is_told(#[case] why: &str, #[case] reason: &str
     let problem = job_problem("venues[alpaca].cancelOrders[1]", why);
     assert_eq!(problem.reason, reason);
     assert_eq!(problem.message, format!("{why} (spec.venues[alpaca].cancelOrders[1])"));
+}
+
+/// An API server with these workloads, the last of which Argo CD applies.
+fn workloads(count: usize) -> (Surveyor, Vec<View>) {
+    let last = format!("/bot-{}", count - 1);
+    let service = service_fn(move |request: Request<Body>| {
+        let manager = if request.uri().path().ends_with(&last) { "argocd-controller" } else { "kubectl" };
+        let fields = json!([{"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
+        let body =
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x", "managedFields": fields}});
+        async move { Ok::<_, BoxError>(Response::new(Body::from(body.to_string().into_bytes()))) }
+    });
+    let client = Client::new(service, "trading");
+    let guard = Arc::new(Guard::new(GuardConfig::default()));
+    let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
+    let transport = Arc::new(HttpTransport::new(connector, 1));
+    let caller = Caller::new(transport.clone(), client.clone(), Metrics::new());
+    let view = |name: String| View {
+        key: Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name },
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        replicas: 1,
+        ready: 1,
+        suspended: false,
+        selector: None,
+        match_labels: None,
+    };
+    let views = (0..count).map(|n| view(format!("bot-{n}"))).collect();
+    (Surveyor::new(client.clone(), caller, transport, Guardrails::new(client)), views)
+}
+
+#[tokio::test]
+async fn a_conflict_is_found_at_the_last_of_many_workloads() {
+    let (surveyor, views) = workloads(1000);
+    let survey = surveyor.objects("trading", &system().spec, &views).await;
+    let found: Vec<_> = survey.problems.iter().map(|p| p.message.as_str()).collect();
+    assert!(
+        found.iter().any(|m| m.contains("argocd-controller sets the size of Deployment trading/bot-999")),
+        "{found:?}"
+    );
 }

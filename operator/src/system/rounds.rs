@@ -31,7 +31,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// No check is asked more often.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// How often Secrets, endpoints, namespace and guardrails are looked at.
-const NEAR_INTERVAL: Duration = Duration::from_secs(30);
+pub(super) const NEAR_INTERVAL: Duration = Duration::from_secs(30);
 /// How often permissions and the workloads' own objects are looked at, and how often while something is wrong.
 const FAR_INTERVAL: Duration = Duration::from_secs(300);
 const FAR_INTERVAL_BAD: Duration = Duration::from_secs(30);

@@ -6,84 +6,113 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use kube::api::PostParams;
 use serde_json::json;
-use standfast_crds::v1alpha1::{TradingHalt, TradingSystem};
+use standfast_crds::v1alpha1::TradingSystem;
 
 use crate::{
-    floor, millis, percentile,
-    rig::{KEY, Rig},
-    row,
+    floor,
+    rig::{KEY, Rig, each},
+    table::{Sample, row, say},
 };
 
+/// Runs of the script, which takes long.
+const SCRIPTS: usize = 10;
+/// Before each run of any side: what follows a proven halt (Events, the status of its system) is over by then.
+const REST: Duration = Duration::from_millis(150);
+
 /// Runs the comparison.
-pub async fn run(rig: &Rig, runs: usize) -> Result<()> {
-    rig.namespace("latency").await?;
-    rig.namespace("floor").await?;
-    for n in 0..runs {
-        let name = format!("bot-{n}");
-        rig.deployment("latency", &name, 1).await?;
-        let system =
-            rig.system(&name, json!({"kind": "Deployment", "name": name, "role": "Trading"}), &format!("ours-{n}"));
-        let systems: kube::Api<TradingSystem> = rig.api("latency");
-        systems.create(&PostParams::default(), &serde_json::from_value(system)?).await?;
+pub async fn run(runs: usize) -> Result<()> {
+    let rig = Rig::start().await?;
+    for namespace in ["latency", "floor", "script"] {
+        rig.namespace(namespace).await?;
     }
+    rig.bots("latency", runs).await?;
+    rig.bots("script", SCRIPTS).await?;
+    each(runs, |n| {
+        let name = format!("bot-{n}");
+        let workload = json!({"kind": "Deployment", "name": name, "role": "Trading"});
+        let mut system = rig.system(&name, &workload, &format!("ours-{n}"));
+        // Proven soon, and then left alone: the halts of the runs before should not be busy in this one.
+        system["spec"]["haltPolicy"] = json!({"verifyReads": 1, "verifyInterval": "100ms", "reverifyInterval": "2m"});
+        rig.create::<TradingSystem>("latency", system)
+    })
+    .await?;
+    // Not the whole cluster: it must not see the halts of the floor.
     let _operator = rig.operator("latency").await?;
-    let _floor = floor::start(rig, "floor").await?;
-    let (mut ours, mut bare, mut script) = (vec![], vec![], vec![]);
+    let _floor = floor::start(&rig, "floor").await?;
+    rig.looked_at("latency", runs).await?;
+    rig.quiet().await?;
+
+    let (mut ours, mut bare) = (vec![], vec![]);
     for n in 0..runs {
-        bare.push(halt(rig, "floor", &format!("floor-{n}"), "none", &format!("floor-{n}")).await?);
-        ours.push(halt(rig, "latency", &format!("halt-{n}"), &format!("bot-{n}"), &format!("ours-{n}")).await?);
+        if n % 20 == 0 {
+            say(&format!("latency: run {n} of {runs}"));
+        }
+        // Both sides begin with nothing else under way, and each is the first one in every other round.
+        let ours_first = n % 2 == 1;
+        for ours_now in [ours_first, !ours_first] {
+            if ours_now {
+                let name = format!("halt-{n}");
+                ours.push(halt(&rig, "latency", &name, &format!("bot-{n}"), &format!("ours-{n}")).await?);
+                rig.halted("latency", &name).await?;
+            } else {
+                let name = format!("floor-{n}");
+                bare.push(halt(&rig, "floor", &name, "none", &name).await?);
+            }
+        }
     }
-    // The plan's script, without the pod that it starts for the cancel: what is left out would only make it slower.
-    rig.namespace("script").await?;
-    for n in 0..runs.min(20) {
-        let name = format!("bot-{n}");
-        rig.deployment("script", &name, 1).await?;
-        let started = Instant::now();
-        let mut scale = rig.plane.kubectl();
-        scale.args(["-n", "script", "scale", "deployment", &name, "--replicas=0"]).stdout(Stdio::null());
-        ensure!(scale.status()?.success(), "kubectl scale failed");
-        let url = format!("{}/v2/orders?tag=script-{n}", rig.venue.url());
-        let headers = [format!("APCA-API-KEY-ID: {KEY}"), "APCA-API-SECRET-KEY: secret".to_owned()];
-        let mut cancel = std::process::Command::new("curl");
-        cancel.args(["-s", "-X", "DELETE", "-H", &headers[0], "-H", &headers[1], &url]).stdout(Stdio::null());
-        ensure!(cancel.status()?.success(), "curl failed");
-        script.push(started.elapsed().as_secs_f64() * 1e3);
+    let (ours, bare) = (Sample::new(ours), Sample::new(bare));
+    let what = format!("create request of a halt sent → cancel request at the venue, median of {runs} runs");
+    let ratio = ours.median() / bare.median();
+    let floor = format!("floor: {}", millis(bare.median()));
+    row(&what, &millis(ours.median()), &floor, Some(ratio), "≤ 2", ratio <= 2.0);
+    let (ours99, bare99) = (ours.at(0.99), bare.at(0.99));
+    let floor = format!("floor: {}", millis(bare99));
+    row("the same, p99", &millis(ours99), &floor, Some(ours99 / bare99), "≤ 100 ms", ours99 <= 100.0);
+
+    say("latency: the script");
+    let mut script = vec![];
+    for n in 0..SCRIPTS {
+        script.push(scripted(&rig, n).await?);
     }
-    for sample in [&mut ours, &mut bare, &mut script] {
-        sample.sort_by(f64::total_cmp);
-    }
-    let (our, floor, scripted) = (percentile(&ours, 0.5), percentile(&bare, 0.5), percentile(&script, 0.5));
-    row(
-        &format!("halt created → cancel at the venue, median of {runs}"),
-        &millis(our),
-        &format!("floor: {}", millis(floor)),
-        our / floor,
-    );
-    let (our99, floor99) = (percentile(&ours, 0.99), percentile(&bare, 0.99));
-    row("the same, p99", &millis(our99), &format!("floor: {}", millis(floor99)), our99 / floor99);
-    row(
-        "the same, median, against the plan's script without its pod",
-        &millis(our),
-        &format!("script: {}", millis(scripted)),
-        our / scripted,
-    );
+    let script = Sample::new(script);
+    let ratio = ours.median() / script.median();
+    let against = format!("script without its pod, median of {SCRIPTS} runs: {}", millis(script.median()));
+    let goal = "≤ 0.05 (20 × faster)";
+    row("the same, median", &millis(ours.median()), &against, Some(ratio), goal, ratio <= 0.05);
     Ok(())
 }
 
 async fn halt(rig: &Rig, namespace: &str, name: &str, system: &str, tag: &str) -> Result<f64> {
-    let halts: kube::Api<TradingHalt> = rig.api(namespace);
-    let object = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingHalt", "metadata": {"name": name},
-        "spec": {"systemRef": {"name": system}, "reason": "measured"}});
-    let object: TradingHalt = serde_json::from_value(object)?;
-    let from = rig.venue.ledger().last().map_or(0, |e| e.seq);
-    let path = format!("/v2/orders?tag={tag}");
+    tokio::time::sleep(REST).await;
+    rig.venue.clear_ledger();
+    let sent = rig.halt(namespace, name, system).await?;
+    between(sent, rig.arrival(Some("DELETE"), tag).await?)
+}
+
+/// The plan's script up to the cancel, without the pod that it starts for it: there is nothing here that could run one,
+/// and it would only make the script slower.
+async fn scripted(rig: &Rig, n: usize) -> Result<f64> {
+    tokio::time::sleep(REST).await;
+    rig.venue.clear_ledger();
+    let tag = format!("script-{n}");
+    let url = format!("{}/v2/orders?tag={tag}", rig.venue.url());
+    let headers = [format!("APCA-API-KEY-ID: {KEY}"), "APCA-API-SECRET-KEY: secret".to_owned()];
+    let mut scale = rig.kubectl(&["-n", "script", "scale", "deployment", &format!("bot-{n}"), "--replicas=0"]);
+    let mut cancel = tokio::process::Command::new("curl");
+    cancel.args(["-s", "--noproxy", "*", "-X", "DELETE", "-H", &headers[0], "-H", &headers[1], &url]);
+    cancel.stdout(Stdio::null()).kill_on_drop(true);
     let started = Instant::now();
-    halts.create(&PostParams::default(), &object).await?;
-    let arrived = rig.venue.until(Duration::from_secs(30), |venue| {
-        venue.requests("DELETE", &path).into_iter().map(|(entry, _)| entry).find(|e| e.seq > from).map(|e| e.instant)
-    });
-    let arrived = arrived.await.ok_or_else(|| anyhow::anyhow!("no cancel of {name} arrived"))?;
-    Ok(arrived.duration_since(started).as_secs_f64() * 1e3)
+    ensure!(scale.status().await?.success(), "kubectl scale failed");
+    ensure!(cancel.status().await?.success(), "curl failed");
+    between(started, rig.arrival(Some("DELETE"), &tag).await?)
+}
+
+/// Milliseconds.
+fn between(sent: Instant, arrived: Instant) -> Result<f64> {
+    Ok(arrived.duration_since(sent).as_secs_f64() * 1e3)
+}
+
+fn millis(value: f64) -> String {
+    format!("{value:.1} ms")
 }

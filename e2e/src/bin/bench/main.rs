@@ -8,9 +8,14 @@ mod idle;
 mod latency;
 mod rig;
 mod scale;
+mod table;
+mod takeover;
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 use clap::Parser;
+use table::say;
 
 /// What to measure; everything by default.
 #[derive(Parser)]
@@ -24,34 +29,39 @@ struct Args {
     /// Unrelated objects in the cluster.
     #[arg(long, default_value_t = 10_000)]
     unrelated: usize,
-    /// Seconds for which the idle operator is watched.
-    #[arg(long, default_value_t = 180)]
+    /// Leaders that are killed.
+    #[arg(long, default_value_t = 5)]
+    kills: usize,
+    /// Seconds for which the idle operator is watched. One watch of the API server must last for as long.
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=240))]
     idle: u64,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let rig = rig::Rig::start().await?;
-    println!("| what | Standfast | against | ratio |\n|---|---|---|---|");
-    latency::run(&rig, args.runs).await?;
-    scale::run(&rig, args.workloads, args.unrelated).await?;
-    idle::run(&rig, args.idle).await?;
+    table::head();
+    let latency = part("latency", 300, latency::run(args.runs)).await;
+    let scale = part("scale", 600, scale::run(args.workloads, args.unrelated)).await;
+    // These wait nearly all the time: for a lease, for a minute to pass, for kubectl's own throttle. They may share the
+    // machine.
+    let (kubectl, takeover, idle) = tokio::join!(
+        part("kubectl", 480, scale::against_kubectl(scale)),
+        part("takeover", 480, takeover::run(args.kills)),
+        part("idle", 480, idle::run(Duration::from_secs(args.idle)))
+    );
+    ensure!([latency, kubectl, takeover, idle].iter().all(Option::is_some), "not everything could be measured");
     Ok(())
 }
 
-/// One line of the table.
-fn row(what: &str, ours: &str, against: &str, ratio: f64) {
-    println!("| {what} | {ours} | {against} | {ratio:.2} |");
-}
-
-/// The value below which this share of the sorted sample lies.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let at = ((sorted.len() as f64 - 1.0) * share).round() as usize;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
-}
-
-/// Milliseconds, for people.
-fn millis(value: f64) -> String {
-    format!("{value:.1} ms")
+/// One part of the table. If it fails or hangs, the others are measured all the same.
+async fn part<T>(name: &str, limit: u64, work: impl Future<Output = Result<T>>) -> Option<T> {
+    say(&format!("{name}: begins"));
+    let ended = tokio::time::timeout(Duration::from_secs(limit), work).await;
+    say(&match &ended {
+        Ok(Ok(_)) => format!("{name}: done"),
+        Ok(Err(error)) => format!("{name}: FAILED: {error:#}"),
+        Err(_) => format!("{name}: FAILED: not done within {limit} s"),
+    });
+    ended.ok()?.ok()
 }

@@ -1,6 +1,9 @@
 //! What the tests on a real cluster share: commands, the installation, and a trading system in a namespace of its own.
 
 use std::{
+    collections::BTreeSet,
+    env,
+    ffi::OsString,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -23,10 +26,20 @@ static TURN: Mutex<()> = Mutex::new(());
 
 // --- Commands ---------------------------------------------------------------------------------------------------------
 
-/// Runs a command in the checkout: its output, or what it said when it failed.
+/// The kubeconfig of the cluster that is there for the tests. That of KUBECONFIG may be somebody's who only ran
+/// `cargo test`.
+fn kubeconfig() -> OsString {
+    env::var_os("KUBECONFIG_E2E").filter(|file| !file.is_empty()).expect(
+        "tests on a real cluster install, kill and remove Standfast there, so they use only the one that KUBECONFIG_E2E \
+         names: run `make e2e`, which makes one, or `KUBECONFIG_E2E=… make e2e`",
+    )
+}
+
+/// Runs a command in the checkout, on the cluster of the tests: its output, or what it said when it failed.
 pub fn try_run(program: &str, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(checkout()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(arguments).env("KUBECONFIG", kubeconfig()).current_dir(checkout());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|e| panic!("{program} cannot be run ({e}): use `make e2e`"));
     let mut stdin = child.stdin.take().unwrap();
     // A command that does not read it has ended already, and says why itself.
@@ -120,29 +133,63 @@ pub fn install() {
     helm_install(&[]);
 }
 
-/// `helm upgrade --install` of the operator with these settings, until its pods are ready.
+/// `helm upgrade --install` of the operator with these settings and no earlier ones, until it is rolled out.
 pub fn helm_install(settings: &[&str]) {
     let install = ["upgrade", "--install", "standfast", "charts/standfast", "--namespace", OPERATOR_NAMESPACE];
-    helm(&[&install, settings, &["--wait", "--timeout", "5m"]].concat());
-    // Helm is satisfied with all but `maxUnavailable`.
-    kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/standfast", "--timeout=300s"]);
+    helm(&[&install, settings, &["--reset-values", "--wait", "--timeout", "5m"]].concat());
+    rolled_out();
 }
 
-/// The operator's pods.
+/// Waits until what Helm has changed is all there is: the operator's two pods. Helm is satisfied with all but
+/// `maxUnavailable`, and a rollout with pods that are on their way out.
+pub fn rolled_out() -> Vec<Value> {
+    kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/standfast", "--timeout=300s"]);
+    operators()
+}
+
+/// The operator's pods once there are two, both ready, and none is on its way out.
+pub fn operators() -> Vec<Value> {
+    until("the operator is two pods that are ready", || {
+        let pods = operator_pods();
+        let goes = |p: &Value| !p["metadata"]["deletionTimestamp"].is_null();
+        let ready = |p: &Value| p["status"]["containerStatuses"][0]["ready"] == true;
+        if pods.len() == 2 && pods.iter().all(|p| ready(p) && !goes(p)) {
+            return Ok(pods);
+        }
+        let seen = pods.iter().map(|p| format!("{} ready: {}, goes: {}", p["metadata"]["name"], ready(p), goes(p)));
+        Err(seen.collect::<Vec<_>>().join("; "))
+    })
+}
+
+/// The operator's pods, whatever their state.
 pub fn operator_pods() -> Vec<Value> {
     let selector = "app.kubernetes.io/name=standfast";
     items(&kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-l", selector, "-o", "json"]))
 }
 
-/// The pod that leads, and its uid.
-pub fn leader() -> (String, String) {
+/// The pod that leads.
+pub fn leader() -> Value {
     until("a pod of the operator leads", || {
         let holder =
             kubectl(&["-n", OPERATOR_NAMESPACE, "get", "lease", "standfast", "-o", "jsonpath={.spec.holderIdentity}"]);
-        let pods = operator_pods();
-        let leader = pods.iter().find(|p| p["metadata"]["uid"] == holder.as_str());
-        leader.map(|p| (p["metadata"]["name"].as_str().unwrap().to_owned(), holder.clone())).ok_or(holder)
+        operator_pods().into_iter().find(|p| p["metadata"]["uid"] == holder.as_str()).ok_or(holder)
     })
+}
+
+/// Resources on which the operator may do anything in the whole cluster, by all ClusterRoles that are bound to it there.
+pub fn cluster_wide_resources() -> BTreeSet<String> {
+    let account = json!({"kind": "ServiceAccount", "name": "standfast", "namespace": OPERATOR_NAMESPACE});
+    let mut resources = BTreeSet::new();
+    for binding in items(&kubectl(&["get", "clusterrolebindings", "-o", "json"])) {
+        if binding["subjects"].as_array().is_some_and(|all| all.contains(&account)) {
+            let role = kubectl(&["get", "clusterrole", binding["roleRef"]["name"].as_str().unwrap(), "-o", "json"]);
+            let role: Value = serde_json::from_str(&role).unwrap();
+            let rules = role["rules"].as_array().unwrap();
+            let named = rules.iter().flat_map(|r| r["resources"].as_array().unwrap());
+            resources.extend(named.map(|r| r.as_str().unwrap().to_owned()));
+        }
+    }
+    resources
 }
 
 /// Logs of all pods of the operator, also of containers that ended.
@@ -166,7 +213,7 @@ pub struct Site {
     pub namespace: String,
     /// What must not be seen anywhere: the values of its Secrets.
     canaries: [String; 3],
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Site {
@@ -174,6 +221,15 @@ impl Site {
     pub fn new(name: &str) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         install();
+        Self::prepare(name, Some(turn))
+    }
+
+    /// A second one of the same test.
+    pub fn another(&self, name: &str) -> Self {
+        Self::prepare(name, None)
+    }
+
+    fn prepare(name: &str, turn: Option<MutexGuard<'static, ()>>) -> Self {
         let namespace = format!("kind-{name}");
         // Of a run that was killed, on a cluster that is used again.
         kubectl(&["delete", "namespace", &namespace, "--ignore-not-found", "--timeout=180s"]);
@@ -188,13 +244,15 @@ impl Site {
         self.start_with(|text| text);
     }
 
-    /// The same with a bot that does not react to SIGTERM: it goes when it is killed after 10 s.
-    pub fn start_stubborn(&self) {
+    /// The same with a bot that does not react to SIGTERM: it goes when it is killed after so many seconds.
+    pub fn start_stubborn(&self, grace: u32) {
         self.start_with(|text| {
             let symbols = "            - {name: BOT_SYMBOLS, ";
             let ignore = "            - {name: BOT_IGNORE_SIGTERM, value: \"true\"}\n";
-            assert!(text.contains(symbols) && text.contains("terminationGracePeriodSeconds: 10"));
+            let period = "terminationGracePeriodSeconds: ";
+            assert!(text.contains(symbols) && text.contains(&format!("{period}10\n")));
             text.replace(symbols, &format!("{ignore}{symbols}"))
+                .replace(&format!("{period}10\n"), &format!("{period}{grace}\n"))
         });
     }
 
@@ -303,6 +361,33 @@ impl Site {
         self.get(&what)
     }
 
+    /// Waits until Events tell all that the evidence of a halt does, and returns their reasons.
+    pub fn wait_mirrored(&self, halt: &str) -> BTreeSet<String> {
+        let reasons = |objects: &[Value], key: &str| -> BTreeSet<String> {
+            objects.iter().map(|o| o[key].as_str().unwrap().to_owned()).collect()
+        };
+        let status = self.get(&format!("tradinghalt/{halt}"))["status"].take();
+        let evidence = reasons(status["evidence"]["entries"].as_array().unwrap(), "event");
+        let selector = format!("involvedObject.kind=TradingHalt,involvedObject.name={halt}");
+        until("the evidence is mirrored as Events", || {
+            let events = items(&self.kubectl(&["get", "events", "--field-selector", &selector, "-o", "json"]));
+            let told = reasons(&events, "reason");
+            if told.is_superset(&evidence) { Ok(told) } else { Err(format!("{told:?} of {evidence:?}")) }
+        })
+    }
+
+    /// Waits until it is proven once more that the halt holds.
+    pub fn wait_verified_again(&self, name: &str) {
+        let look = || self.get(&format!("tradinghalt/{name}"))["status"].take();
+        let before = look();
+        until("the halt is verified again", || {
+            let now = look();
+            (now["phase"] == "Halted" && seconds_between(&before["lastVerifiedAt"], &now["lastVerifiedAt"]) > 0.0)
+                .then_some(())
+                .ok_or_else(|| now.to_string())
+        });
+    }
+
     /// Waits for `Completed`.
     pub fn wait_completed(&self, name: &str) {
         let what = format!("tradingresume/{name}");
@@ -324,7 +409,7 @@ impl Site {
         let kinds = "tradingsystems,tradinghalts,tradingresumes,events,configmaps,jobs,pods";
         let objects = self.kubectl(&["get", kinds, "-o", "json"]);
         let mut places = vec![("a log", logs.clone()), ("an object", objects)];
-        for pod in operator_pods() {
+        for pod in operators() {
             let name = pod["metadata"]["name"].as_str().unwrap();
             let path = format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name}:8080/proxy/metrics");
             places.push(("a metric", kubectl(&["get", "--raw", &path])));
@@ -350,7 +435,7 @@ impl Site {
 
     /// Keeps what there is to look at after a failure.
     fn dump(&self) {
-        let logs = std::env::var_os("STANDFAST_LOGS").map_or_else(|| checkout().join(".work/logs"), PathBuf::from);
+        let logs = env::var_os("STANDFAST_LOGS").map_or_else(|| checkout().join(".work/logs"), PathBuf::from);
         let folder = logs.join("kind").join(&self.namespace);
         let _ = fs::create_dir_all(&folder);
         let kinds = "tradingsystems,tradinghalts,tradingresumes,deployments,replicasets,pods,jobs,configmaps,events";

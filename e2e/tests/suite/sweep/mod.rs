@@ -18,7 +18,7 @@ use standfast_e2e::faults::{Fault, Recorded, Strike};
 use standfast_operator::client::Clients;
 
 use crate::plane::plane;
-use stage::{BOTS, HALT, RESUME, Run, Stage, Where, run};
+use stage::{BOTS, HALT, RESUME, Run, Stage, Where, judge, run};
 
 /// Worlds that are under way at a time.
 const WORLDS: usize = 12;
@@ -122,8 +122,7 @@ async fn sweep(scenario: Scenario) -> Result<()> {
             say(&format!("{} {:?}", call.key, call.outcome));
         }
         say(&format!("{plan}: struck: {}, asks: {:?}", run.struck, run.asks));
-        ensure!(run.asks.is_some() || run.end == expected, "ends as {:#?}\nwanted {expected:#?}", run.end);
-        return Ok(());
+        return judge(&plan, &run, &expected);
     }
     let mut plans = vec![];
     for (place, (key, mutating, _)) in keys.iter().enumerate() {
@@ -139,12 +138,13 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     let mutating = keys.iter().filter(|k| k.1).count();
     let unsteady: BTreeSet<_> = keys.iter().filter(|k| k.1 && k.2 < runs.len()).map(|k| k.0.as_str()).collect();
     say(&format!(
-        "{}: {} calls in {} clean runs, {mutating} of them change something, {} of those not in every run; {} plans",
+        "{}: {} calls in {} clean runs, {mutating} of them change something, {} of those not in every run; {} of {} plans",
         scenario.name(),
         keys.len(),
         runs.len(),
         unsteady.len(),
-        plans.len()
+        plans.len(),
+        keys.len() * Fault::ALL.len()
     ));
     for key in &unsteady {
         say(&format!("  not in every run: {key}"));
@@ -153,11 +153,9 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     let (expected, all) = (&expected, plans.len());
     let results = stream::iter(plans)
         .map(|plan| async move {
-            let judged = run(plane, &plan, Where::Here).await.and_then(|run| {
-                let same = run.asks.is_some() || run.end == *expected;
-                ensure!(same, "ends as {:#?}\nwanted {expected:#?}", run.end);
-                Ok((run.struck, run.asks))
-            });
+            let judged = run(plane, &plan, Where::Here)
+                .await
+                .and_then(|run| judge(&plan, &run, expected).map(|()| (run.struck, run.asks)));
             (plan, judged)
         })
         .buffer_unordered(worlds);
@@ -196,6 +194,8 @@ async fn sweep(scenario: Scenario) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{} of {ran} plans failed", failed.len());
+    // Which calls there are differs a little from run to run; plans that all miss would prove nothing.
+    ensure!(missed.len() * 10 <= ran, "{} of {ran} plans did not reach their call", missed.len());
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use standfast_crds::v1alpha1::{
 };
 use standfast_e2e::{
     controlplane::ControlPlane,
-    faults::{Faults, Outcome, Recorded},
+    faults::{Fault, Faults, Outcome, Recorded},
     process::Process,
     proxy::{self, Living},
     venue::{Behaviour, Effect, NewOrder, PaperVenue, Side, What},
@@ -49,6 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(100);
 const SAMPLE: Duration = Duration::from_millis(10);
 /// Bots and their replicas.
 pub const BOTS: [(&str, i32); 2] = [("bot", 2), ("scalper", 1)];
+/// How often the check fails before it passes, in a resume.
+const FAILURES: u32 = 1;
 /// Name of the halt.
 pub const HALT: &str = "halt";
 /// Name of the resume.
@@ -140,6 +142,7 @@ pub struct Stage {
     halt: watch::Receiver<Option<TradingHalt>>,
     resume: watch::Receiver<Option<TradingResume>>,
     system: watch::Receiver<Option<TradingSystem>>,
+    books: Arc<Books>,
     /// Where the operator runs as a process.
     fronts: Option<Fronts>,
     /// Serves and watches until it is dropped.
@@ -174,7 +177,8 @@ impl Stage {
     pub async fn new(plane: &Arc<ControlPlane>, plan: &Plan, place: Where) -> Result<Self> {
         let mut world = World::new(plane, "sweep").await?;
         let mut tasks = JoinSet::new();
-        let mut url = Arc::new(Books::default()).serve(&mut tasks).await?;
+        let books = Arc::new(Books::default());
+        let mut url = Arc::clone(&books).serve(&mut tasks).await?;
         let faults = Faults::new(plan.strike.clone());
         let fronts = match place {
             Where::Here => None,
@@ -189,7 +193,7 @@ impl Stage {
                     "users": [{"name": "nobody", "user": {}}],
                     "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "nobody"}}]});
                 tokio::fs::write(&kubeconfig, config.to_string()).await?;
-                Some(Fronts { kubeconfig, log: plane.folder().join(format!("{}.log", world.namespace)), living })
+                Some(Fronts { kubeconfig, log: plane.logs().join(format!("{}.log", world.namespace)), living })
             }
         };
         world.venue.set_behaviour(Behaviour {
@@ -227,7 +231,7 @@ impl Stage {
             .await?;
         let (halt, resume, system) =
             (newest(&world, &mut tasks), newest(&world, &mut tasks), newest(&world, &mut tasks));
-        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, system, fronts, _tasks: tasks })
+        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, system, books, fronts, _tasks: tasks })
     }
 
     /// Starts an operator behind the faults. Watches, and the lists that go with them, pass them by.
@@ -408,6 +412,7 @@ impl Stage {
                 self.world.halt(HALT, json!({})).await?;
                 ensure!(self.until_halted().await?.is_none(), "the halt is not proven");
                 self.faults.arm();
+                self.books.failures.store(FAILURES, Ordering::SeqCst);
                 self.world.resume(RESUME, HALT).await?;
                 self.drive(&mut operator, self.until_resumed()).await
             }
@@ -478,8 +483,10 @@ fn in_order(scenario: Scenario, calls: &[Recorded]) -> Result<()> {
     let is = |call: &Recorded, kind: &str| call.armed && call.kind.starts_with(kind);
     if let Some(release) = index(&|c| is(c, "DELETE configmaps/standfast-latch-") && c.outcome != Outcome::NotSent) {
         let before = &calls[..release];
-        let check = before.iter().rev().find(|c| is(c, "GET /health"));
-        ensure!(check.is_some_and(|c| c.outcome.was_heard()), "released although the last check did not pass");
+        let checks: Vec<_> = before.iter().filter(|c| is(c, "GET /health")).collect();
+        let answered = checks.iter().filter(|c| c.outcome.took_effect()).count();
+        let heard = checks.last().is_some_and(|c| c.outcome.was_heard());
+        ensure!(heard && answered > FAILURES as usize, "released although the last check did not pass");
         let synced = before.iter().any(|c| is(c, "POST /sync") && c.outcome.was_heard());
         ensure!(synced, "released although no sync succeeded");
     }
@@ -493,6 +500,44 @@ fn in_order(scenario: Scenario, calls: &[Recorded]) -> Result<()> {
             ensure!(restored, "the venue accepts orders again before {bot} was restored");
         }
     }
+    Ok(())
+}
+
+impl End {
+    /// Why this must not be, whether a person was asked for or not: something was done twice, or forgotten.
+    pub fn harm(&self, clean: &Self) -> Option<String> {
+        let known = self.recorded.iter().all(|(bot, replicas)| clean.recorded.get(bot) == Some(replicas));
+        let nothing = (0, "0".to_owned());
+        let twice = self.closes.iter().find(|(symbol, (orders, filled))| {
+            let (most, all) = clean.closes.get(*symbol).unwrap_or(&nothing);
+            let number = |text: &str| text.parse::<f64>().unwrap_or(f64::MAX).abs();
+            orders > most || number(filled) > number(all)
+        });
+        match () {
+            () if !known => Some(format!("a replica count was lost: {:?}", self.recorded)),
+            () if twice.is_some() => Some(format!("closed twice: {:?}", self.closes)),
+            () if self.allowed > clean.allowed => Some(format!("trading was allowed {} times", self.allowed)),
+            () if self.latches == 0 && self.halt != "Released" => Some("the latch is gone".into()),
+            () => None,
+        }
+    }
+}
+
+/// What a plan may come to: the end of the clean run; or a person is asked for where an outcome cannot be known, and
+/// no harm was done.
+pub fn judge(plan: &Plan, run: &Run, clean: &End) -> Result<()> {
+    let Some(why) = &run.asks else {
+        ensure!(run.end == *clean, "ends as {:#?}\nwanted {clean:#?}", run.end);
+        return Ok(());
+    };
+    if let Some(harm) = run.end.harm(clean) {
+        bail!("asks for a person ({why}), and {harm}");
+    }
+    let fault = plan.strike.as_ref().map(|s| s.fault);
+    let unknown = fault.is_some_and(Fault::leaves_the_outcome_open);
+    let refused =
+        fault == Some(Fault::Conflict) && plan.strike.as_ref().is_some_and(|s| s.key.starts_with("POST /sync"));
+    ensure!(unknown || refused, "asks for a person without need: {why}");
     Ok(())
 }
 

@@ -68,6 +68,38 @@ fn a_halt_that_is_gone_or_another_one_is_not_released() {
     assert_eq!(gates::released(&[other], &plan(), "uid-go"), gone);
 }
 
+#[rstest]
+#[case::proven(json!({"verifiedUntil": at(REQUESTED + 60).to_string()}), None)]
+#[case::proven_too_long_ago(
+    json!({"verifiedUntil": at(REQUESTED).to_string()}),
+    Some("the last proof of TradingHalt stale is too old to count")
+)]
+#[case::never_verified(json!({}), Some("the last proof of TradingHalt stale is too old to count"))]
+#[case::on_its_way(json!({"phase": "Fencing"}), Some("TradingHalt stale is not proven yet, it is Fencing: 2 orders are open"))]
+#[case::closing(json!({"phase": "Closing"}), Some("TradingHalt stale is not proven yet, it is Closing: 2 orders are open"))]
+#[case::being_read_back(
+    json!({"phase": "Verifying"}), Some("TradingHalt stale is not proven yet, it is Verifying: 2 orders are open")
+)]
+#[case::not_known(
+    json!({"phase": "Unverified", "verifiedUntil": at(REQUESTED + 60).to_string()}),
+    Some(
+        "TradingHalt stale is Unverified (repair it; if that is impossible: break-glass, docs/operations.md): \
+         2 orders are open"
+    )
+)]
+fn only_a_proven_halt_is_released(#[case] status: Value, #[case] expected: Option<&str>) {
+    let mut all = json!({"conditions": [{"type": "Halted", "status": "False", "reason": "OrdersOpen",
+        "message": "2 orders are open", "lastTransitionTime": at(BORN).to_string()}]});
+    all.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
+    let halts = [halt("stale", BORN - 60, all)];
+    assert_eq!(gates::unproven(&halts, &plan(), at(REQUESTED)).as_deref(), expected);
+}
+
+#[test]
+fn a_halt_that_is_gone_is_not_proven() {
+    assert_eq!(gates::unproven(&[], &plan(), at(REQUESTED)).unwrap(), "TradingHalt stale is gone");
+}
+
 #[test]
 fn a_halt_that_grew_needs_another_plan_and_is_restored_whole() {
     let plan = plan();

@@ -12,7 +12,8 @@ use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-    apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp,
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::{Client, CustomResourceExt, client::Body};
 use rstest::rstest;
@@ -26,6 +27,7 @@ use crate::{
     calls::Caller,
     engine::{Acted, Observation, Step},
     guardrails::Guardrails,
+    metrics::Metrics,
     outbound::{
         Call, CallError, Reply, Transport,
         connect::{Connector, SystemResolver},
@@ -104,7 +106,7 @@ fn context(halts: Option<Vec<TradingHalt>>, venue: &Arc<Mutex<Venue>>) -> Arc<Co
 }
 
 fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
-    let caller = Caller::new(Arc::new(FakeVenue(Arc::clone(venue))), client.clone());
+    let caller = Caller::new(Arc::new(FakeVenue(Arc::clone(venue))), client.clone(), Metrics::new());
     let guard = Arc::new(Guard::new(GuardConfig::default()));
     let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
     let databases = Databases::new(client.clone(), connector, vec![]).unwrap();
@@ -255,6 +257,26 @@ async fn nothing_is_released_without_guardrails() {
         let seen = find(&cx, name).observe(&StepStatus::default()).await;
         assert!(matches!(&seen, Observation::InProgress(why) if why.contains("not found")), "{name}: {seen:?}");
     }
+}
+
+/// The proof of a halt counts for another minute.
+fn proven_now() -> Value {
+    json!({"verifiedUntil": (Timestamp::now() + SignedDuration::from_mins(1)).to_string()})
+}
+
+#[rstest]
+#[case::proven(Some(vec![halt("stale", BORN - 60, proven_now())]), "Done")]
+#[case::not_proven(Some(vec![halt("stale", BORN - 60, json!({"phase": "Fencing"}))]), "InProgress")]
+#[case::not_known(None, "InProgress")]
+#[case::released_by_another(Some(vec![halt("stale", BORN - 60, released_by("other"))]), "Failed")]
+#[case::gone(Some(vec![]), "Failed")]
+#[tokio::test]
+async fn the_halt_is_proven_before_anything_is_asked(#[case] halts: Option<Vec<TradingHalt>>, #[case] expected: &str) {
+    let cx = context(halts, &Arc::default());
+    let first = procedure(&cx).into_iter().flatten().next().unwrap();
+    assert_eq!(first.definition().name, step::HALTED);
+    let seen = first.observe(&StepStatus::default()).await;
+    assert!(format!("{seen:?}").starts_with(expected), "{seen:?}");
 }
 
 #[rstest]

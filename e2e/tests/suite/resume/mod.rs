@@ -1,5 +1,9 @@
 //! Resumes on a real API server, against the paper venue.
 
+mod called_off;
+mod halted_again;
+mod unproven;
+
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -73,6 +77,19 @@ async fn saying(world: &World, name: &str, text: &str) -> Result<TradingResume> 
     world.resume_until(name, &format!("{name} says {text:?}"), |r| message(r).contains(text)).await
 }
 
+/// The address of a sync that tells that it was asked, and then waits until it may go on.
+async fn sync_that_waits(asked: &Arc<Notify>, go_on: &Arc<Notify>) -> Result<String> {
+    let (told, waits) = (Arc::clone(asked), Arc::clone(go_on));
+    let sync = axum::routing::post(async move || {
+        told.notify_one();
+        waits.notified().await;
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/sync", listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().route("/sync", sync)).await });
+    Ok(url)
+}
+
 /// Nothing was let go: the halt is proven, its latch is there, nobody runs, the venue refuses orders.
 async fn assert_held(world: &World, halt: &str) -> Result<()> {
     let status = world.halted(halt).await?;
@@ -112,6 +129,7 @@ async fn s1_35_a_resume_brings_the_recorded_replicas_back_and_allows_trading_las
     assert_eq!(
         names,
         [
+            ("halted", done),
             ("guardrails", done),
             ("checks", done),
             ("sync-positions", skipped),
@@ -160,14 +178,7 @@ async fn s1_33_a_check_that_fails_again_just_before_the_release_holds_it() -> Re
     world.bot("bot", 1).await?;
     // The sync comes between the checks and the last look at them, and takes as long as the test wants.
     let (asked, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (told, waits) = (Arc::clone(&asked), Arc::clone(&go_on));
-    let sync = axum::routing::post(async move || {
-        told.notify_one();
-        waits.notified().await;
-    });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}/sync", listener.local_addr()?);
-    tokio::spawn(async move { axum::serve(listener, axum::Router::new().route("/sync", sync)).await });
+    let url = sync_that_waits(&asked, &go_on).await?;
     let sync = json!({"http": {"method": "POST", "url": url, "timeout": "30s"}});
     world.system(&["bot"], json!({"checks": market_check(&world), "syncPositions": sync})).await?;
     let _operator = world.operator().await?;
@@ -277,91 +288,6 @@ async fn a_resume_older_than_the_halt_it_names_does_not_release_it() -> Result<(
         message(&resume),
         "TradingHalt stale is younger than this TradingResume, which cannot mean it: create another one"
     );
-    assert_held(&world, "stale").await
-}
-
-#[tokio::test]
-async fn a_halt_during_a_resume_wins() -> Result<()> {
-    let (world, _operator) = halted("wins", 2, json!({})).await?;
-    world.node.set_idle(true);
-    world.resume("go-on", "stale").await?;
-    saying(&world, "go-on", "waiting for ready pods of Deployment bot").await?;
-    world.halt("worse", json!({"reason": "still stale"})).await?;
-    let resume = world.resume_in("go-on", ResumePhase::Failed).await?;
-    assert_eq!(message(&resume), "halted again by worse");
-    world.node.set_idle(false);
-    assert_held(&world, "worse").await?;
-    assert_eq!(world.halt_status("worse").await?.workloads[0].replicas, Some(2), "what was before the first halt");
-    // Nothing is lost: releasing the second brings everything back.
-    world.resume("at-last", "worse").await?;
-    world.resume_in("at-last", ResumePhase::Completed).await?;
-    assert_trading(&world, 2).await
-}
-
-#[tokio::test]
-async fn a_resume_aborted_before_the_release_changes_nothing() -> Result<()> {
-    let (world, _operator) = held_at_the_gates("abort").await?;
-    world.resume("go-on", "stale").await?;
-    saying(&world, "go-on", "check market is failing").await?;
-    world.patch::<TradingResume>("go-on", json!({"spec": {"abort": true}})).await?;
-    let resume = world.resume_in("go-on", ResumePhase::Aborted).await?;
-    assert_eq!(message(&resume), "nothing was released");
-    world.venue.set_market_open(true);
-    assert_held(&world, "stale").await?;
-    let back = world.patch::<TradingResume>("go-on", json!({"spec": {"abort": false}})).await.expect_err("one way");
-    assert!(back.to_string().contains("an aborted TradingResume stays aborted"), "{back}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_resume_aborted_after_the_release_halts_again() -> Result<()> {
-    let (world, _operator) = halted("rehalt", 2, json!({})).await?;
-    world.node.set_idle(true);
-    world.resume("go-on", "stale").await?;
-    saying(&world, "go-on", "waiting for ready pods of Deployment bot").await?;
-    world.patch::<TradingResume>("go-on", json!({"spec": {"abort": true}})).await?;
-    let resume = world.resume_in("go-on", ResumePhase::Aborted).await?;
-    assert_eq!(message(&resume), "after the release; halted again by go-on-abort");
-    world.node.set_idle(false);
-    assert_held(&world, "go-on-abort").await?;
-    world.resume("at-last", "go-on-abort").await?;
-    world.resume_in("at-last", ResumePhase::Completed).await?;
-    assert_trading(&world, 2).await
-}
-
-#[tokio::test]
-async fn a_resume_deleted_after_the_release_halts_again() -> Result<()> {
-    let (world, _operator) = halted("deleted", 2, json!({})).await?;
-    world.node.set_idle(true);
-    world.resume("go-on", "stale").await?;
-    saying(&world, "go-on", "waiting for ready pods of Deployment bot").await?;
-    world.api::<TradingResume>().delete("go-on", &DeleteParams::default()).await?;
-    world.until("a halt", async || Ok(world.api::<TradingHalt>().get_opt("go-on-abort").await?)).await?;
-    world.node.set_idle(false);
-    assert_held(&world, "go-on-abort").await
-}
-
-#[tokio::test]
-async fn a_paused_resume_releases_nothing_until_it_goes_on() -> Result<()> {
-    let (world, _operator) = halted("pause", 1, json!({})).await?;
-    let spec = json!({"haltRef": {"name": "stale"}, "requestedBy": "admin", "paused": true});
-    world.create::<TradingResume>(json!({"metadata": {"name": "go-on"}, "spec": spec})).await?;
-    world.resume_in("go-on", ResumePhase::Paused).await?;
-    assert_held(&world, "stale").await?;
-    world.patch::<TradingResume>("go-on", json!({"spec": {"paused": false}})).await?;
-    world.resume_in("go-on", ResumePhase::Completed).await?;
-    assert_trading(&world, 1).await
-}
-
-#[tokio::test]
-async fn a_resume_whose_deadline_passes_leaves_the_halt() -> Result<()> {
-    let (world, _operator) = held_at_the_gates("deadline").await?;
-    let spec = json!({"haltRef": {"name": "stale"}, "requestedBy": "admin", "deadline": "1s"});
-    world.create::<TradingResume>(json!({"metadata": {"name": "go-on"}, "spec": spec})).await?;
-    let resume = world.resume_in("go-on", ResumePhase::Failed).await?;
-    let text = message(&resume);
-    assert!(text.starts_with("not released: checks: the deadline has passed: ") && text.contains("market"), "{text}");
-    world.venue.set_market_open(true);
     assert_held(&world, "stale").await
 }
 
