@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
-use kube::{Api, ResourceExt, runtime::controller::Action};
+use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 use standfast_crds::v1alpha1::{
     HaltPhase, Release, ResumePhase, TradingHalt, TradingHaltStatus, TradingResume, halt_conditions as c, set_condition,
 };
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, evidence, record, record::WriteError};
-use crate::{client, controller::Failure};
+use crate::{client, controller::Failure, jobs};
 
 /// How old a request may be that is acted on: what the gates said then is not true for ever.
 const FRESH: Duration = Duration::from_secs(30);
@@ -96,6 +96,11 @@ impl HaltReconciler {
                 other => return self.settle(other).map(|_| Action::requeue(self.pace)),
             }
         }
+        self.may_begin(&namespace, &name)?;
+        // A close or a cancel that waits for its Pod must not come when the bot trades again.
+        let owner = current.owner_ref(&()).unwrap_or_default();
+        let stopped = jobs::stop_jobs(&self.client, &namespace, &owner).await;
+        stopped.map_err(|e| Failure::new(format!("releasing {namespace}/{name}"), e))?;
         self.may_begin(&namespace, &name)?;
         let latch = status.latch.as_ref().map(|l| l.config_map.clone()).unwrap_or_default();
         self.latches.remove(&namespace, &latch).await?;

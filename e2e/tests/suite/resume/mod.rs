@@ -433,3 +433,22 @@ async fn a_job_that_allows_trading_does_not_outlive_its_resume() -> Result<()> {
     assert_eq!(going, 0);
     assert_held(&world, "go-on-abort").await
 }
+
+#[tokio::test]
+async fn a_job_of_a_halt_does_not_outlive_it() -> Result<()> {
+    let world = world("old-job").await?;
+    world.bot("bot", 1).await?;
+    let mut venue = world.venue_spec();
+    venue["suspendTrading"].as_array_mut().context("a list")?.push(json!({"job": {"image": "suspend"}}));
+    world.system(&["bot"], json!({"venues": [venue]})).await?;
+    let _operator = world.operator().await?;
+    world.halt("stale", json!({})).await?;
+    world.halted("stale").await?;
+    let jobs = async || anyhow::Ok(world.api::<Job>().list(&ListParams::default()).await?.items);
+    world.until("its Job is there", async || Ok((!jobs().await?.is_empty()).then_some(()))).await?;
+    world.resume("go-on", "stale").await?;
+    world.resume_in("go-on", ResumePhase::Completed).await?;
+    let going = jobs().await?.into_iter().filter(|j| j.metadata.deletion_timestamp.is_none()).count();
+    assert_eq!(going, 0);
+    assert_trading(&world, 1).await
+}
