@@ -234,6 +234,18 @@ pub enum CheckGroup {
     Monitoring,
 }
 
+impl CheckGroup {
+    /// Its name, as in YAML.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Infrastructure => "infrastructure",
+            Self::Data => "data",
+            Self::Trading => "trading",
+            Self::Monitoring => "monitoring",
+        }
+    }
+}
+
 /// A question with the answers yes, no and unknown. Exactly one of `http`, `sql` and `workload` is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

@@ -95,15 +95,23 @@ pub fn unproven(halts: &[TradingHalt], plan: &ResumePlan, now: Timestamp) -> Opt
     }))
 }
 
-/// What the halt holds and the plan does not know, in words: it grew after the plan was frozen.
+/// What the halt holds and the plan does not know, in words: it grew, or what it goes back to was corrected, after the plan
+/// was frozen.
 pub fn outgrown(halts: &[TradingHalt], plan: &ResumePlan) -> Option<String> {
     let halt = halts.iter().find(|h| h.metadata.uid.as_ref() == Some(&plan.halt.uid))?;
     let status = halt.status.as_ref()?;
     let workload =
         status.workloads.iter().find(|w| !plan.workloads.iter().any(|p| p.kind == w.kind && p.name == w.name));
     let venue = status.venues.iter().find(|v| !plan.venues.iter().any(|p| p.name == v.name));
-    let what =
-        workload.map(|w| format!("{} {}", w.kind, w.name)).or_else(|| venue.map(|v| format!("venue {}", v.name)))?;
+    let size = |w: &LatchedWorkload| (w.replicas, w.suspended);
+    let corrected = status
+        .workloads
+        .iter()
+        .find(|w| plan.workloads.iter().any(|p| p.kind == w.kind && p.name == w.name && size(p) != size(w)));
+    let what = workload
+        .map(|w| format!("{} {}", w.kind, w.name))
+        .or_else(|| venue.map(|v| format!("venue {}", v.name)))
+        .or_else(|| corrected.map(|w| format!("another size of {} {}", w.kind, w.name)))?;
     Some(format!("TradingHalt {} holds {what} since this plan was made: create another TradingResume", halt.name_any()))
 }
 

@@ -36,7 +36,9 @@ use kube::{
     core::DeserializeGuard,
     runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
-use standfast_crds::v1alpha1::{ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem};
+use standfast_crds::v1alpha1::{
+    LatchedWorkload, ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem,
+};
 
 pub use plan::{ResumePlan, Subject, plan_workloads};
 pub use rehalt::{BASELINES_FROM, RESUME_UID};
@@ -54,7 +56,8 @@ use crate::{
     jobs,
     leader::Leadership,
     scale::Scaler,
-    system::checks::Checker,
+    system::{answered_by, checks::Checker},
+    workloads::Key,
 };
 use context::{Context, DEADLINE, Outside};
 use journal::{ResumeJournal, now};
@@ -146,10 +149,14 @@ impl ResumeReconciler {
             Err(_) => None,
         };
         let systems = self.systems.some_names(&namespace);
-        let plan = match plan::accept(&journal.object, &halts, system.as_ref(), &systems) {
+        let mut plan = match plan::accept(&journal.object, &halts, system.as_ref(), &systems) {
             Ok(plan) => plan,
             Err(why) => return self.finish(&mut journal, status, failed(why)).await,
         };
+        let key = |w: &LatchedWorkload| Key { namespace: namespace.clone(), kind: w.kind, name: w.name.clone() };
+        let started: Vec<_> = plan.started().map(key).collect();
+        let answered = answered_by(&self.outside.client, &namespace, &plan.checks, &started).await;
+        plan.answered_by_stopped = answered.map_err(Failure)?;
         let (frozen, hash) = plan.freeze().map_err(Failure)?;
         status.halt_uid = Some(plan.halt.uid.clone());
         status.suspended_jobs = gates::suspended_jobs(&plan.workloads);

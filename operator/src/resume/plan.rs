@@ -9,6 +9,8 @@ use standfast_crds::v1alpha1::{
     TradingHalt, TradingResume, TradingSystem,
 };
 
+use super::gates;
+
 /// The whole of what a resume will do. Later edits of the TradingSystem or the resume change nothing of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -21,6 +23,9 @@ pub struct ResumePlan {
     pub system: Pinned,
     /// The checks that must pass.
     pub checks: Vec<Check>,
+    /// Names of those that only what the halt stopped can answer.
+    #[serde(default)]
+    pub answered_by_stopped: Vec<String>,
     /// Brings the bot's books in line with the venues.
     pub sync_positions: Option<Action>,
     /// What makes the venues accept orders again.
@@ -108,7 +113,8 @@ impl ResumePlan {
         Ok((plan, hash))
     }
 
-    /// Checks that can pass while the system is halted: all but those about a workload that the halt stops.
+    /// Checks that can pass while the system is halted: all but those of a workload that the halt stops and that is
+    /// started afterwards. One that was at zero before stays there: what needs it does not pass afterwards either.
     pub fn gates(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|c| !self.asks_a_stopped_workload(c))
     }
@@ -118,9 +124,15 @@ impl ResumePlan {
         self.checks.iter().filter(|c| self.asks_a_stopped_workload(c))
     }
 
+    /// The workloads that are started again.
+    pub fn started(&self) -> impl Iterator<Item = &LatchedWorkload> {
+        self.workloads.iter().filter(|w| gates::target(w).is_some())
+    }
+
     fn asks_a_stopped_workload(&self, check: &Check) -> bool {
         let asked = check.workload.as_ref();
-        asked.is_some_and(|c| self.workloads.iter().any(|w| w.kind == c.kind && w.name == c.name))
+        asked.is_some_and(|c| self.started().any(|w| w.kind == c.kind && w.name == c.name))
+            || self.answered_by_stopped.contains(&check.name)
     }
 }
 
@@ -175,6 +187,7 @@ pub fn accept(
         halt: Pinned::of(halt),
         system: Pinned::of(system),
         checks,
+        answered_by_stopped: vec![],
         sync_positions: system.spec.sync_positions.clone(),
         venues: system
             .spec
@@ -235,6 +248,14 @@ fn select(checks: &[Check], selection: Option<&CheckSelection>) -> Result<Vec<Ch
         return Err(format!("the TradingSystem has no check {unknown}: {there}"));
     }
     let groups = selection.groups.as_deref().unwrap_or_default();
+    // A group without checks would pass.
+    if let Some(empty) = groups.iter().find(|g| !checks.iter().any(|c| c.group == **g)) {
+        let mut there: Vec<_> = checks.iter().map(|c| c.group.as_str()).collect();
+        there.sort_unstable();
+        there.dedup();
+        let there = there_are(there.into_iter());
+        return Err(format!("the TradingSystem has no check of the group {}: {there}", empty.as_str()));
+    }
     let chosen = checks.iter().filter(|c| names.contains(&c.name) || groups.contains(&c.group));
     Ok(chosen.cloned().collect())
 }

@@ -15,6 +15,8 @@ mod prepared;
 mod rounds;
 mod spec;
 
+pub(crate) use prepared::answered_by;
+
 use std::{
     collections::BTreeMap,
     fmt,

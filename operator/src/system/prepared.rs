@@ -20,7 +20,7 @@ use kube::{
 use serde_json::Value;
 use standfast_crds::{
     guardrails::{LATCH_ENABLED, LATCH_LABEL},
-    v1alpha1::{Problem, TradingSystemSpec, WorkloadKind},
+    v1alpha1::{Check, Problem, TradingSystemSpec, WorkloadKind},
 };
 
 use super::{
@@ -174,7 +174,7 @@ impl Surveyor {
         let mut labels: Vec<(Key, BTreeMap<String, String>)> = vec![];
         // Of each only what is needed is kept: there may be a thousand.
         let reads = trading.iter().map(|view| async move {
-            let object = self.whole(&view.key).await?;
+            let object = whole(&self.client, &view.key).await?;
             // It may have gone since the cache was read, which is told when the cache has seen it.
             Ok(object.map(|object| (&view.key, git_manager(&object), template_labels(&object))))
         });
@@ -205,16 +205,54 @@ impl Surveyor {
         }
         survey
     }
+}
 
-    async fn whole(&self, key: &Key) -> Result<Option<DynamicObject>, String> {
-        let resource = match key.kind {
-            WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
-            WorkloadKind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
-            WorkloadKind::CronJob => ApiResource::erase::<CronJob>(&()),
-        };
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
-        read(&format!("reading {key}"), api.get_opt(&key.name)).await
+/// Which of these checks only pods of these workloads answer: the names of those that go to a Service of theirs.
+pub async fn answered_by(
+    client: &Client,
+    namespace: &str,
+    checks: &[Check],
+    workloads: &[Key],
+) -> Result<Vec<String>, String> {
+    let mut services: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for check in checks {
+        let service = check.http.as_ref().and_then(|http| spec::service(namespace, &http.request));
+        services.entry(service.unwrap_or_default()).or_default().push(&check.name);
     }
+    services.remove("");
+    if services.is_empty() {
+        return Ok(vec![]);
+    }
+    let reads = workloads
+        .iter()
+        .map(|key| async move { whole(client, key).await.map(|object| object.as_ref().map(template_labels)) });
+    let labels: Vec<_> = some_at_once(reads).await.into_iter().collect::<Result<_, _>>()?;
+    let api: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let mut answered = vec![];
+    for (name, checks) in services {
+        let service = read(&format!("reading Service {namespace}/{name}"), api.get_opt(&name)).await?;
+        let selector = service.and_then(|s| s.spec?.selector).unwrap_or_default();
+        if labels.iter().flatten().any(|labels| picks(&selector, labels)) {
+            answered.extend(checks.into_iter().map(str::to_owned));
+        }
+    }
+    answered.sort();
+    Ok(answered)
+}
+
+async fn whole(client: &Client, key: &Key) -> Result<Option<DynamicObject>, String> {
+    let resource = match key.kind {
+        WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
+        WorkloadKind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
+        WorkloadKind::CronJob => ApiResource::erase::<CronJob>(&()),
+    };
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
+    read(&format!("reading {key}"), api.get_opt(&key.name)).await
+}
+
+/// Whether a Service leads to pods with these labels.
+fn picks(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
 /// The outcomes of all, a few under way at a time, in their order.
@@ -366,10 +404,7 @@ fn halted_source(
     workloads: &[(Key, BTreeMap<String, String>)],
     paths: &[String],
 ) -> Option<Problem> {
-    if selector.is_empty() {
-        return None;
-    }
-    let (key, _) = workloads.iter().find(|(_, labels)| selector.iter().all(|(k, v)| labels.get(k) == Some(v)))?;
+    let (key, _) = workloads.iter().find(|(_, labels)| picks(selector, labels))?;
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
     Some(problem(
         "ReadsFromHaltedWorkload",

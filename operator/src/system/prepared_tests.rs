@@ -256,3 +256,39 @@ async fn a_conflict_is_found_at_the_last_of_many_workloads() {
         "{found:?}"
     );
 }
+
+#[tokio::test]
+async fn checks_that_only_halted_pods_answer_are_told_by_the_services_they_go_to() {
+    let service = service_fn(|request: Request<Body>| {
+        let path = request.uri().path().to_owned();
+        let object = |kind: &str, spec: Value| {
+            (200, json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}))
+        };
+        let (code, body) = match path.rsplit('/').next().unwrap() {
+            "bot" if path.contains("/deployments/") => {
+                object("Deployment", json!({"template": {"metadata": {"labels": {"app": "bot", "tier": "trading"}}}}))
+            }
+            "bot" => object("Service", json!({"selector": {"tier": "trading"}})),
+            "dashboard" => object("Service", json!({"selector": {"app": "dashboard"}})),
+            "external" => object("Service", json!({})),
+            _ => (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404})),
+        };
+        let answer = Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap();
+        async move { Ok::<_, BoxError>(answer) }
+    });
+    let client = Client::new(service, "trading");
+    let check = |name: &str, url: &str| -> Check {
+        serde_json::from_value(json!({"name": name, "group": "trading", "http": {"request": {"url": url}}})).unwrap()
+    };
+    let checks = [
+        check("z-own", "http://bot.trading.svc:8080/health"),
+        check("own-too", "http://bot.trading/ready"),
+        check("supporting", "http://dashboard.trading.svc/health"),
+        check("no-selector", "http://external.trading.svc/health"),
+        check("no-service", "http://nothing.trading.svc/health"),
+        check("outside", "https://bot.example/health"),
+    ];
+    let key = |name: &str| Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name: name.into() };
+    let answered = answered_by(&client, "trading", &checks, &[key("bot"), key("deleted")]).await;
+    assert_eq!(answered, Ok(vec!["own-too".to_owned(), "z-own".to_owned()]));
+}

@@ -274,12 +274,16 @@ pub(super) fn services<'a>(
 ) -> BTreeMap<String, Vec<(String, &'a HttpRequest)>> {
     let mut found: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for (path, request) in requests.iter().filter(|(_, r)| r.under_halt) {
-        let host = guard::parse(&request.http.url).ok().and_then(|url| url.host_str().map(str::to_owned));
-        if let Some(service) = host.and_then(|host| service_of(namespace, &host)) {
+        if let Some(service) = service(namespace, request.http) {
             found.entry(service).or_default().push((path.clone(), request.http));
         }
     }
     found
+}
+
+/// The Service of `namespace` that a request goes to, if it is one of the cluster's names.
+pub(super) fn service(namespace: &str, request: &HttpRequest) -> Option<String> {
+    service_of(namespace, guard::parse(&request.url).ok()?.host_str()?)
 }
 
 /// The Service of `namespace` that a host names, if it is one of the cluster's names.

@@ -12,6 +12,7 @@ use k8s_openapi::{
         admissionregistration::v1::ValidatingAdmissionPolicyBinding,
         apps::v1::Deployment,
         batch::v1::{CronJob, Job},
+        core::v1::Service,
     },
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
@@ -432,6 +433,25 @@ async fn a_job_that_allows_trading_does_not_outlive_its_resume() -> Result<()> {
     let going = jobs().await?.into_iter().filter(|j| j.metadata.deletion_timestamp.is_none()).count();
     assert_eq!(going, 0);
     assert_held(&world, "go-on-abort").await
+}
+
+/// The check is asked when it can be answered: after the release. (Nobody answers here, since services have no names.)
+#[tokio::test]
+async fn a_check_at_the_bots_own_service_does_not_hold_the_release() -> Result<()> {
+    let world = world("own").await?;
+    world.bot("bot", 1).await?;
+    let service = json!({"metadata": {"name": "bot"}, "spec": {"selector": {"app": "bot"}, "ports": [{"port": 80}]}});
+    world.create::<Service>(service).await?;
+    let url = format!("http://bot.{}.svc/health", world.namespace);
+    let check = json!({"name": "health", "group": "trading", "http": {"request": {"url": url}}});
+    world.system(&["bot"], json!({"checks": [check]})).await?;
+    let _operator = world.operator().await?;
+    world.halt("stale", json!({})).await?;
+    world.halted("stale").await?;
+    world.resume("go-on", "stale").await?;
+    let resume = saying(&world, "go-on", "verify: check health is").await?;
+    assert_eq!(status(&resume).plan.context("no plan")?["answeredByStopped"], json!(["health"]));
+    assert_trading(&world, 1).await
 }
 
 #[tokio::test]

@@ -116,6 +116,12 @@ fn a_halt_that_grew_needs_another_plan_and_is_restored_whole() {
     let all = gates::to_restore(&grown, &plan);
     assert_eq!(all.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), ["bot", "nightly"]);
     assert_eq!(gates::suspended_jobs(&all), ["nightly-1"]);
+    let corrected = json!([{"kind": "Deployment", "name": "bot", "replicas": 4}]);
+    let corrected = [halt("stale", BORN - 60, json!({"workloads": corrected}))];
+    assert_eq!(
+        gates::outgrown(&corrected, &plan).unwrap(),
+        "TradingHalt stale holds another size of Deployment bot since this plan was made: create another TradingResume"
+    );
     let venues = [halt("stale", BORN - 60, json!({"venues": [{"name": "alpaca"}, {"name": "binance"}]}))];
     assert!(gates::outgrown(&venues, &plan).unwrap().contains("venue binance"));
 }

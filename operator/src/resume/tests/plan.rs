@@ -65,6 +65,11 @@ const EARLIER: i64 = BORN - 60;
     halt("stale", EARLIER, json!({})),
     Some("the TradingSystem has no check nope: there are api, bot-ready, exchange")
 )]
+#[case::empty_group(
+    json!({"checks": {"groups": ["trading", "data"]}}),
+    halt("stale", EARLIER, json!({})),
+    Some("the TradingSystem has no check of the group data: there are infrastructure, trading")
+)]
 fn the_first_look(
     #[case] spec: Value,
     #[case] halt: standfast_crds::v1alpha1::TradingHalt,
@@ -94,11 +99,23 @@ fn checks_are_chosen_by_name_and_group(#[case] spec: Value, #[case] chosen: &[&s
     assert_eq!(plan.checks.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), chosen);
 }
 
-#[test]
-fn checks_of_stopped_workloads_are_asked_at_the_end() {
-    let plan = plan();
-    assert_eq!(plan.gates().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["api", "exchange"]);
-    assert_eq!(plan.exit_checks().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["bot-ready"]);
+/// The bot's own API is among the HTTP checks, as far as is said so. A bot that was at zero before the halt stays there:
+/// what asks for its pods must not be left for the end.
+#[rstest]
+#[case::of_its_pods(3, &[], &["api", "exchange"], &["bot-ready"])]
+#[case::of_its_endpoint(3, &["api"], &["exchange"], &["api", "bot-ready"])]
+#[case::not_started_afterwards(0, &[], &["api", "exchange", "bot-ready"], &[])]
+fn checks_of_stopped_workloads_are_asked_at_the_end(
+    #[case] replicas: i32,
+    #[case] answered: &[&str],
+    #[case] gates: &[&str],
+    #[case] exit: &[&str],
+) {
+    let mut plan = plan();
+    plan.workloads[0].replicas = Some(replicas);
+    plan.answered_by_stopped = answered.iter().map(|n| (*n).into()).collect();
+    assert_eq!(plan.gates().map(|c| c.name.as_str()).collect::<Vec<_>>(), gates);
+    assert_eq!(plan.exit_checks().map(|c| c.name.as_str()).collect::<Vec<_>>(), exit);
 }
 
 #[test]
