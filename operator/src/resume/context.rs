@@ -66,16 +66,23 @@ pub(super) enum Sent {
     Unknown(String),
 }
 
+/// A halt by name, or why it cannot be read.
+type GuardedHalt = (String, Result<TradingHalt, String>);
+
+/// The halts of a namespace, if all of them can be read: one that cannot might hold anything.
+pub(super) fn readable(namespace: &str, halts: Vec<GuardedHalt>) -> Result<Vec<TradingHalt>, String> {
+    let unread = |name, error| format!("TradingHalt {namespace}/{name} cannot be read, it may hold: {error}");
+    halts.into_iter().map(|(name, halt)| halt.map_err(|error| unread(name, error))).collect()
+}
+
 impl Outside {
     /// All halts of a namespace, live. One that cannot be read might hold anything: that is an error.
     pub async fn halts(&self, namespace: &str) -> Result<Vec<TradingHalt>, String> {
-        let unread = |name, error| format!("TradingHalt {namespace}/{name} cannot be read, it may hold: {error}");
-        let halts = self.guarded_halts(namespace).await?.into_iter();
-        halts.map(|(name, halt)| halt.map_err(|error| unread(name, error))).collect()
+        readable(namespace, self.guarded_halts(namespace).await?)
     }
 
     /// All halts of a namespace, live, by name: each, or why it cannot be read.
-    pub async fn guarded_halts(&self, namespace: &str) -> Result<Vec<(String, Result<TradingHalt, String>)>, String> {
+    pub async fn guarded_halts(&self, namespace: &str) -> Result<Vec<GuardedHalt>, String> {
         let api: Api<DeserializeGuard<TradingHalt>> = Api::namespaced(self.client.clone(), namespace);
         let what = format!("listing TradingHalts in {namespace}");
         let list = client::read(DEADLINE, what, api.list(&ListParams::default())).await.map_err(|e| e.to_string())?;

@@ -3,11 +3,15 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
-    CheckState, HaltPhase, LatchedWorkload, TradingHalt, WorkloadKind, condition, halt_conditions, shorten,
+    CheckState, HaltPhase, LatchedWorkload, TradingHalt, TradingResumeStatus, WorkloadKind, condition, halt_conditions,
+    shorten,
 };
 
-use super::plan::ResumePlan;
-use crate::{held, scale::Size};
+use super::{
+    plan::{Pinned, ResumePlan},
+    status::is_released,
+};
+use crate::{halt::release, held, scale::Size};
 
 /// Whether a halt has committed itself or is about to, and was not released.
 fn stands(halt: &TradingHalt) -> bool {
@@ -56,10 +60,15 @@ pub enum Released {
     Otherwise(String),
 }
 
-/// What a live look at the halt says about its release by the resume with the uid `by`.
+/// What a live look at the plan's halt says about its release by the resume with the uid `by`.
 pub fn released(halts: &[TradingHalt], plan: &ResumePlan, by: &str) -> Released {
-    let name = &plan.halt.name;
-    let Some(halt) = halts.iter().find(|h| h.metadata.uid.as_ref() == Some(&plan.halt.uid)) else {
+    release_of(&plan.halt, halts, by)
+}
+
+/// What a live look at this halt says about its release by the resume with the uid `by`.
+pub fn release_of(halt: &Pinned, halts: &[TradingHalt], by: &str) -> Released {
+    let name = &halt.name;
+    let Some(halt) = halts.iter().find(|h| h.metadata.uid.as_ref() == Some(&halt.uid)) else {
         return Released::Otherwise(format!("TradingHalt {name} is gone"));
     };
     let Some(status) = &halt.status else { return Released::Otherwise(format!("TradingHalt {name} holds nothing")) };
@@ -70,6 +79,17 @@ pub fn released(halts: &[TradingHalt], plan: &ResumePlan, by: &str) -> Released 
         Some(r) => Released::Otherwise(format!("TradingHalt {name} was released by TradingResume {}", r.resume)),
         None if done || !held::holds(halt) => Released::Otherwise(format!("TradingHalt {name} was released by hand")),
         None => Released::No,
+    }
+}
+
+/// Whether a resume that is given up has to be taken back by halting again. Not known yet as long as its request may still
+/// be acted on: whoever found it wanted may be about to write so.
+pub fn to_take_back(released: &Released, status: &TradingResumeStatus, now: Timestamp) -> Option<bool> {
+    let Some(requested) = &status.release_requested_at else { return Some(false) };
+    match released {
+        Released::Yes | Released::OnTheWay => Some(true),
+        Released::Otherwise(_) => Some(is_released(status)),
+        Released::No => release::spent(requested.0, now).then_some(false),
     }
 }
 

@@ -33,7 +33,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::DeserializeGuard,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use standfast_crds::v1alpha1::{
@@ -59,16 +59,18 @@ use crate::{
     system::{answered_by, checks::Checker},
     workloads::Key,
 };
-use context::{Context, DEADLINE, Outside};
+use context::{Context, DEADLINE, Outside, readable};
 use journal::{ResumeJournal, now};
 use status::Ending;
 
 /// After somebody changed the resume in between.
 const SOON: Duration = Duration::from_millis(200);
+/// How often it is looked whether a request that is not wanted any more is spent.
+const SPENT: Duration = Duration::from_secs(1);
 /// How often a paused resume is looked at: a new halt ends it all the same.
 const PAUSE: Duration = Duration::from_secs(10);
 /// How often a re-halt is tried after a deletion, and the pause between two tries.
-const DELETED_TRIES: (u32, Duration) = (30, Duration::from_secs(2));
+const DELETED_TRIES: (u32, Duration) = (40, Duration::from_secs(2));
 
 impl Term for Leadership {
     fn epoch(&self) -> i64 {
@@ -146,10 +148,11 @@ impl ResumeReconciler {
         }
         let system = match plan::halt_to_release(&journal.object, &halts) {
             Ok(halt) => self.system(&namespace, &halt.spec.system_ref.name).await?,
-            Err(_) => None,
+            Err(_) => Ok(None),
         };
         let systems = self.systems.some_names(&namespace);
-        let mut plan = match plan::accept(&journal.object, &halts, system.as_ref(), &systems) {
+        let accept = |system: Option<_>| plan::accept(&journal.object, &halts, system.as_ref(), &systems);
+        let mut plan = match system.and_then(accept) {
             Ok(plan) => plan,
             Err(why) => return self.finish(&mut journal, status, failed(why)).await,
         };
@@ -168,12 +171,14 @@ impl ResumeReconciler {
         written(journal.settle(status, None).await, Action::requeue(Duration::ZERO))
     }
 
-    async fn system(&self, namespace: &str, name: &str) -> Result<Option<TradingSystem>, Failure> {
+    /// The system, if there is one and this version can read it.
+    async fn system(&self, namespace: &str, name: &str) -> Result<Result<Option<TradingSystem>, String>, Failure> {
         let api: Api<DeserializeGuard<TradingSystem>> = Api::namespaced(self.outside.client.clone(), namespace);
         let what = format!("TradingSystem {namespace}/{name}");
         let live = client::read(DEADLINE, format!("reading {what}"), api.get_opt(name)).await;
-        let Some(guarded) = live.map_err(|e| Failure(e.to_string()))? else { return Ok(None) };
-        guarded.0.map(Some).map_err(|e| Failure::new(format!("{what} cannot be read"), e.error))
+        let Some(guarded) = live.map_err(|e| Failure(e.to_string()))? else { return Ok(Ok(None)) };
+        let unread = |e: InvalidObject| format!("{what} cannot be read by this version of the operator: {}", e.error);
+        Ok(guarded.0.map(Some).map_err(unread))
     }
 
     fn context(
@@ -201,14 +206,21 @@ impl ResumeReconciler {
     /// One wave further.
     async fn advance(&self, live: TradingResume) -> Result<Action, Failure> {
         let what = format!("TradingResume {}/{}", live.namespace().unwrap_or_default(), live.name_any());
-        let plan = ResumePlan::read(&live).map_err(|e| Failure::new(&what, e))?;
         let mut journal = self.journal(live);
         let status = journal.status();
+        let plan = match ResumePlan::read(&journal.object) {
+            Ok(plan) => plan,
+            Err(why) => return Err(self.stalled(&mut journal, why).await),
+        };
         let requested_at = status.release_requested_at.as_ref().map(|t| t.0);
         let until = deadline(&journal.object, &status.started_at);
         let cx = Arc::new(self.context(&journal, plan, requested_at, until));
         if let Some(at) = requested_at.filter(|_| status::is_released(&status)) {
-            let halts = cx.halts().await.map_err(Failure)?;
+            let halts = match cx.outside.guarded_halts(&cx.namespace).await.map(|h| readable(&cx.namespace, h)) {
+                Ok(Ok(halts)) => halts,
+                Ok(Err(why)) => return Err(self.stalled(&mut journal, why).await),
+                Err(why) => return Err(Failure::new(what, why)),
+            };
             if let Some(by) = gates::halted_again(&halts, &cx.plan, at) {
                 return self.finish(&mut journal, status, failed(format!("halted again by {by}"))).await;
             }
@@ -238,15 +250,51 @@ impl ResumeReconciler {
         }
     }
 
+    /// Says in the status why the resume does not go on. It is tried again: somebody may repair what it names.
+    async fn stalled(&self, journal: &mut ResumeJournal<'_>, why: String) -> Failure {
+        let mut status = journal.status();
+        status::stall(&mut status, journal.object.metadata.generation, &why, now());
+        match journal.write(status).await {
+            Ok(()) => Failure(why),
+            Err(error) => Failure::new(why, error),
+        }
+    }
+
     /// Before the release nothing has happened; after it the system is halted again.
     async fn abort(&self, live: TradingResume) -> Result<Action, Failure> {
+        let namespace = live.namespace().unwrap_or_default();
         let mut journal = self.journal(live);
         let status = journal.status();
-        if status.release_requested_at.is_none() {
+        let Some(_) = status.release_requested_at else {
             return self.finish(&mut journal, status, aborted("nothing was released")).await;
+        };
+        let of = match Subject::read(&journal.object) {
+            Ok(of) => of,
+            Err(why) => return Err(self.stalled(&mut journal, why).await),
+        };
+        match self.must_take_back(&journal.object, &of, &namespace).await? {
+            None => Ok(Action::requeue(SPENT)),
+            Some(false) => self.finish(&mut journal, status, aborted("nothing was released")).await,
+            Some(true) => {
+                let name = self.halt_again(&journal.object, &of, "aborted").await?;
+                self.finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
+            }
         }
-        let name = self.halt_again(&journal.object, "aborted").await?;
-        self.finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
+    }
+
+    /// Whether the system has to be halted again for a resume that is given up, as far as that is known already.
+    async fn must_take_back(
+        &self,
+        resume: &TradingResume,
+        of: &Subject,
+        namespace: &str,
+    ) -> Result<Option<bool>, Failure> {
+        let status = resume.status.clone().unwrap_or_default();
+        let halts = self.outside.guarded_halts(namespace).await.map_err(Failure)?;
+        // What one of them holds that cannot be read is not known: halting again does no harm.
+        let Ok(halts) = readable(namespace, halts) else { return Ok(Some(true)) };
+        let released = gates::release_of(&of.halt, &halts, &resume.uid().unwrap_or_default());
+        Ok(gates::to_take_back(&released, &status, now()))
     }
 
     /// The last write of a resume. Nothing that it began goes on after it: a Job that waits for its Pod would else allow
@@ -281,11 +329,10 @@ impl ResumeReconciler {
         Ok(done)
     }
 
-    async fn halt_again(&self, resume: &TradingResume, why: &str) -> Result<String, Failure> {
+    async fn halt_again(&self, resume: &TradingResume, of: &Subject, why: &str) -> Result<String, Failure> {
         let what = format!("halting again after TradingResume {}", resume.name_any());
-        let plan = ResumePlan::read(resume).map_err(|e| Failure::new(&what, e))?;
         self.leadership.check(DEADLINE).map_err(|e| Failure::new(&what, e))?;
-        rehalt::ensure(&self.outside.client, resume, &plan, why).await.map_err(|e| Failure::new(&what, e))
+        rehalt::ensure(&self.outside.client, resume, of, why).await.map_err(|e| Failure::new(&what, e))
     }
 
     /// To be called when a TradingResume is gone from the cache, with its last state: one that was deleted between its
@@ -295,8 +342,10 @@ impl ResumeReconciler {
         let (namespace, name) = (resume.namespace().unwrap_or_default(), resume.name_any());
         for _ in 0..DELETED_TRIES.0 {
             match self.deleted(resume, &namespace, &name).await {
-                Ok(None) => return,
-                Ok(Some(halt)) => {
+                Ok(Gone::Settled) => return,
+                // Nobody releases a halt for a resume that is gone, unless that was begun before.
+                Ok(Gone::Perhaps) => {}
+                Ok(Gone::HaltedAgain(halt)) => {
                     tracing::warn!(namespace, resume = name, halt, "an unfinished resume was deleted, halted again");
                     return;
                 }
@@ -311,25 +360,31 @@ impl ResumeReconciler {
         );
     }
 
-    async fn deleted(&self, resume: &TradingResume, namespace: &str, name: &str) -> Result<Option<String>, Failure> {
+    async fn deleted(&self, resume: &TradingResume, namespace: &str, name: &str) -> Result<Gone, Failure> {
         let status = resume.status.clone().unwrap_or_default();
         if status.release_requested_at.is_none() || status.finished_at.is_some() {
-            return Ok(None);
+            return Ok(Gone::Settled);
         }
         if self.live(namespace, name).await?.is_some_and(|l| l.uid() == resume.uid()) {
-            return Ok(None);
+            return Ok(Gone::Settled);
         }
-        let plan = ResumePlan::read(resume).map_err(Failure)?;
-        let halts = self.outside.halts(namespace).await.map_err(Failure)?;
-        let by = resume.uid().unwrap_or_default();
-        let released = match gates::released(&halts, &plan, &by) {
-            gates::Released::Yes | gates::Released::OnTheWay => true,
-            // Nobody releases a halt for a resume that is gone, unless that was begun before.
-            gates::Released::No => false,
-            gates::Released::Otherwise(_) => status::is_released(&status),
-        };
-        if released { self.halt_again(resume, "deleted").await.map(Some) } else { Ok(None) }
+        let of = Subject::read(resume).map_err(Failure)?;
+        match self.must_take_back(resume, &of, namespace).await? {
+            None => Ok(Gone::Perhaps),
+            Some(false) => Ok(Gone::Settled),
+            Some(true) => self.halt_again(resume, &of, "deleted").await.map(Gone::HaltedAgain),
+        }
     }
+}
+
+/// What became of a resume that was deleted.
+enum Gone {
+    /// It is not unfinished, or had released nothing.
+    Settled,
+    /// Its request may still be acted on.
+    Perhaps,
+    /// The system is halted again by this halt.
+    HaltedAgain(String),
 }
 
 fn aborts(resume: &TradingResume) -> bool {
@@ -384,8 +439,10 @@ impl Reconcile for ResumeReconciler {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
         let Some(live) = self.live(&namespace, &name).await? else { return Ok(Action::await_change()) };
         let status = live.status.clone().unwrap_or_default();
-        let undecided = status.phase == ResumePhase::Indeterminate && live.spec.abort;
-        if status.finished_at.is_some() && !undecided {
+        // What was released and not brought to its end can still be taken back.
+        let open = matches!(status.phase, ResumePhase::Indeterminate | ResumePhase::Failed);
+        let taken_back = live.spec.abort && open && status::is_released(&status);
+        if status.finished_at.is_some() && !taken_back {
             return Ok(Action::await_change());
         }
         self.leadership

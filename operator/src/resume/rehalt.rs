@@ -7,7 +7,7 @@ use kube::{
 use serde_json::json;
 use standfast_crds::v1alpha1::{TradingHalt, TradingResume, shorten};
 
-use super::{context::DEADLINE, plan::ResumePlan};
+use super::{context::DEADLINE, plan::Subject};
 use crate::{client, scale::FIELD_MANAGER};
 
 /// uid of the resume that a halt was created for.
@@ -31,33 +31,26 @@ pub(super) fn names(resume: &TradingResume) -> [String; 2] {
 
 /// The halt that ends a resume. It belongs to nobody: it stays when the resume is deleted. Fields that are not set are
 /// left out: the policy about `requestedBy` takes null for a name.
-pub(super) fn halt(resume: &TradingResume, plan: &ResumePlan, name: &str, why: &str) -> DynamicObject {
-    let annotations = [
-        (RESUME_UID.to_owned(), resume.uid().unwrap_or_default()),
-        (BASELINES_FROM.to_owned(), plan.halt.name.clone()),
-    ];
+pub(super) fn halt(resume: &TradingResume, of: &Subject, name: &str, why: &str) -> DynamicObject {
+    let annotations =
+        [(RESUME_UID.to_owned(), resume.uid().unwrap_or_default()), (BASELINES_FROM.to_owned(), of.halt.name.clone())];
     let reason = shorten(&format!("resume {} was {why}", resume.name_any()));
     let mut halt = DynamicObject::new(name, &ApiResource::erase::<TradingHalt>(&()))
-        .data(json!({"spec": {"systemRef": {"name": plan.system.name}, "reason": reason}}));
+        .data(json!({"spec": {"systemRef": {"name": of.system.name}, "reason": reason}}));
     halt.metadata.namespace = resume.namespace();
     halt.metadata.annotations = Some(annotations.into());
     halt
 }
 
 /// Creates the halt unless it is there, and tells its name.
-pub(super) async fn ensure(
-    client: &Client,
-    resume: &TradingResume,
-    plan: &ResumePlan,
-    why: &str,
-) -> Result<String, String> {
+pub(super) async fn ensure(client: &Client, resume: &TradingResume, of: &Subject, why: &str) -> Result<String, String> {
     let namespace = resume.namespace().unwrap_or_default();
     let resource = ApiResource::erase::<TradingHalt>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     for name in names(resume) {
         let what = format!("TradingHalt {namespace}/{name}");
-        let halt = halt(resume, plan, &name, why);
+        let halt = halt(resume, of, &name, why);
         match client::write(DEADLINE, format!("creating {what}"), api.create(&params, &halt)).await {
             Ok(_) => return Ok(name),
             Err(error) if error.is_already_exists() => {}

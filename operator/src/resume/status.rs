@@ -112,6 +112,14 @@ pub fn digest(
     set(conditions::STALLED, yes(stalled), phase, message);
 }
 
+/// Says that the resume does not go on as long as this is so. The next digest takes it back.
+pub fn stall(status: &mut TradingResumeStatus, generation: Option<i64>, why: &str, now: Timestamp) {
+    let phase = phase_name(status.phase);
+    for (type_, value) in [(conditions::COMPLETED, "False"), (conditions::STALLED, "True")] {
+        set_condition(&mut status.conditions, now, generation, (type_, value, phase), shorten(why));
+    }
+}
+
 /// How the message of a resume begins whose halt holds.
 pub const NOT_RELEASED: &str = "not released:";
 

@@ -1,6 +1,7 @@
 //! Resumes that somebody aborts, deletes or pauses, or whose time is over.
 
 use anyhow::Result;
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{ResourceExt, api::DeleteParams};
 use serde_json::json;
 use standfast_crds::v1alpha1::{ResumePhase, TradingHalt, TradingResume};
@@ -36,6 +37,20 @@ async fn a_resume_aborted_after_the_release_halts_again() -> Result<()> {
     world.resume("at-last", "go-on-abort").await?;
     world.resume_in("at-last", ResumePhase::Completed).await?;
     assert_trading(&world, 2).await
+}
+
+#[tokio::test]
+async fn a_resume_that_failed_after_the_release_can_still_be_aborted() -> Result<()> {
+    let (world, _operator) = halted("too-late", 1, json!({})).await?;
+    world.api::<Deployment>().delete("bot", &DeleteParams::default()).await?;
+    world.resume("go-on", "stale").await?;
+    let resume = world.resume_in("go-on", ResumePhase::Failed).await?;
+    assert!(message(&resume).starts_with("the halt was released, but restore-workloads: "), "{}", message(&resume));
+    world.patch::<TradingResume>("go-on", json!({"spec": {"abort": true}})).await?;
+    let resume = world.resume_in("go-on", ResumePhase::Aborted).await?;
+    assert_eq!(message(&resume), "after the release; halted again by go-on-abort");
+    assert!(world.halt_status("go-on-abort").await?.latch.is_some_and(|l| l.held));
+    Ok(())
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{CheckState, LatchedWorkload, TradingHalt};
+use standfast_crds::v1alpha1::{CheckState, LatchedWorkload, StepState, StepStatus, TradingHalt, TradingResumeStatus};
 
 use super::{BORN, REQUESTED, at, halt, plan, released_by};
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
         actions,
         context::Sent,
         gates::{self, Released, Restored, Restoring, Summary},
+        status::step,
     },
     scale::Size,
 };
@@ -57,6 +59,31 @@ fn other_halts(
 )]
 fn the_release(#[case] status: Value, #[case] expected: Released) {
     assert_eq!(gates::released(&[halt("stale", BORN - 60, status)], &plan(), "uid-go"), expected);
+}
+
+/// A resume that is given up: whether the system is halted again, by what is seen of its halt.
+#[rstest]
+#[case::released(Released::Yes, StepState::Running, 0, Some(true))]
+#[case::being_released(Released::OnTheWay, StepState::Running, 0, Some(true))]
+#[case::it_may_still_be_released(Released::No, StepState::Running, 59, None)]
+#[case::it_holds(Released::No, StepState::Running, 60, Some(false))]
+#[case::released_by_another(Released::Otherwise("by x".into()), StepState::Running, 0, Some(false))]
+#[case::gone_since(Released::Otherwise("it is gone".into()), StepState::Succeeded, 900, Some(true))]
+fn what_was_released_is_taken_back(
+    #[case] released: Released,
+    #[case] release: StepState,
+    #[case] age: i64,
+    #[case] expected: Option<bool>,
+) {
+    let step = StepStatus { name: step::RELEASE.into(), state: release, ..StepStatus::default() };
+    let mut status = TradingResumeStatus {
+        release_requested_at: Some(MicroTime(at(REQUESTED))),
+        steps: vec![step],
+        ..TradingResumeStatus::default()
+    };
+    assert_eq!(gates::to_take_back(&released, &status, at(REQUESTED + age)), expected);
+    status.release_requested_at = None;
+    assert_eq!(gates::to_take_back(&released, &status, at(REQUESTED + age)), Some(false), "nothing was asked for");
 }
 
 #[test]

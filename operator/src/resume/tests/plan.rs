@@ -4,7 +4,7 @@ use standfast_crds::v1alpha1::TradingResumeStatus;
 
 use super::{BORN, halt, plan, released_by, resume, system};
 use crate::resume::{
-    plan::{ResumePlan, accept, hash, plan_workloads},
+    plan::{ResumePlan, Subject, accept, hash, plan_workloads},
     rehalt,
 };
 
@@ -147,12 +147,17 @@ fn the_hash_is_that_of_canonical_json() {
 fn the_halt_after_an_abort_follows_from_the_resume() {
     let mut resume = resume(json!({}));
     assert_eq!(rehalt::names(&resume), ["go-abort", "go-abort-uid-go"]);
-    let halt = rehalt::halt(&resume, &plan(), "go-abort", "aborted");
+    // A plan of another version, of which no more can be read.
+    let plan = json!({"halt": {"name": "stale", "uid": "x"}, "system": {"name": "crypto", "uid": "y"}, "checks": 7});
+    resume.status = Some(TradingResumeStatus { plan: Some(plan), ..TradingResumeStatus::default() });
+    assert!(ResumePlan::read(&resume).is_err());
+    let of = Subject::read(&resume).unwrap();
+    let halt = rehalt::halt(&resume, &of, "go-abort", "aborted");
     assert_eq!(halt.data["spec"], json!({"systemRef": {"name": "crypto"}, "reason": "resume go was aborted"}));
     assert_eq!(halt.metadata.owner_references, None);
     resume.metadata.name = Some("x".repeat(253));
     resume.metadata.uid = Some("0123456789abcdef".into());
     assert!(rehalt::names(&resume).iter().all(|n| n.len() <= 200));
-    let reason = rehalt::halt(&resume, &plan(), "a", "aborted").data["spec"]["reason"].clone();
+    let reason = rehalt::halt(&resume, &of, "a", "aborted").data["spec"]["reason"].clone();
     assert!(reason.as_str().unwrap().chars().count() <= 256);
 }

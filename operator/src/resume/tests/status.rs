@@ -3,7 +3,7 @@ use rstest::rstest;
 use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus, condition};
 
 use super::{BORN, REQUESTED, at};
-use crate::resume::status::{Ending, digest, failure, step};
+use crate::resume::status::{Ending, digest, failure, stall, step};
 
 const ORDER: [&str; 5] = [step::CHECKS, step::REQUEST_RELEASE, step::RELEASE, step::RESTORE_WORKLOADS, step::VERIFY];
 
@@ -76,6 +76,20 @@ fn endings(#[case] done: usize, #[case] phase: ResumePhase, #[case] conditions: 
     assert_eq!(status.finished_at, Some(MicroTime(at(REQUESTED))));
     assert_eq!(shown(&status).map(|(value, _)| value), conditions);
     assert_eq!(condition(&status.conditions, "Completed").unwrap().message, "over");
+}
+
+#[test]
+fn what_does_not_go_on_says_so_until_it_does() {
+    let mut status = after(3);
+    digest(&mut status, Some(2), false, None, at(REQUESTED));
+    let before = status.clone();
+    stall(&mut status, Some(2), "TradingHalt bots/b cannot be read", at(REQUESTED));
+    let stalled = condition(&status.conditions, "Stalled").unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.message.as_str()), ("True", "TradingHalt bots/b cannot be read"));
+    assert_eq!(condition(&status.conditions, "Completed").unwrap().message, "TradingHalt bots/b cannot be read");
+    assert_eq!((status.phase, status.finished_at.clone()), (before.phase, None));
+    digest(&mut status, Some(2), false, None, at(REQUESTED));
+    assert_eq!(shown(&status), shown(&before));
 }
 
 #[test]
