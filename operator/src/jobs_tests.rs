@@ -188,7 +188,7 @@ async fn secrets_must_be_meant_for_it() {
             "GET /api/v1/namespaces/trading/secrets/venue" => (
                 200,
                 json!({
-                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "data": {key: "eA=="},
+                    "kind": "Secret", "apiVersion": "v1", "data": {key: "eA=="},
                     "metadata": {"name": "venue", "labels": {"standfast.dev/use": labelled.to_string()},
                         "annotations": {"standfast.dev/allowed-in-jobs": allowed.to_string()}},
                 }),

@@ -297,6 +297,10 @@ impl Transport for Counted {
     async fn probe(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
         self.transport.probe(namespace, url, timeout).await
     }
+
+    async fn warm(&self, namespace: &str, url: &str, timeout: Duration) -> Result<(), CallError> {
+        self.transport.warm(namespace, url, timeout).await
+    }
 }
 
 /// How old the proof of a halt is.
