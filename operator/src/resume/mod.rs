@@ -265,9 +265,9 @@ impl ResumeReconciler {
         let namespace = live.namespace().unwrap_or_default();
         let mut journal = self.journal(live);
         let status = journal.status();
-        let Some(_) = status.release_requested_at else {
+        if status.release_requested_at.is_none() {
             return self.finish(&mut journal, status, aborted("nothing was released")).await;
-        };
+        }
         let of = match Subject::read(&journal.object) {
             Ok(of) => of,
             Err(why) => return Err(self.stalled(&mut journal, why).await),
