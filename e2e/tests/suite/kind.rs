@@ -60,7 +60,10 @@ fn s1_29_a_halt_and_a_resume_with_real_pods() {
     assert!(account["positions"].as_array().is_some_and(|p| !p.is_empty()), "positions are kept: {account}");
 
     site.assert_latched("stop-now");
-    let answer = refused(&site.try_kubectl(&["delete", "tradinghalt", "stop-now"]));
+    // Somebody who may delete halts. (An administrator of the cluster holds the verb `release` too, the break-glass.)
+    site.kubectl(&["create", "role", "deleter", "--verb=get,delete", "--resource=tradinghalts.standfast.dev"]);
+    site.kubectl(&["create", "rolebinding", "deleter", "--role=deleter", "--user=deleter"]);
+    let answer = refused(&site.try_kubectl(&["delete", "tradinghalt", "stop-now", "--as=deleter"]));
     assert!(answer.contains("create a TradingResume with spec.haltRef.name: stop-now"), "{answer}");
 
     site.fault(&json!({"path": "/v2/clock", "action": {"do": "reply", "status": 500}}));
@@ -261,11 +264,18 @@ fn roles_separate_halting_from_resuming() {
     let account = format!("--serviceaccount={}:editor", site.namespace);
     site.kubectl(&["create", "rolebinding", "editor", "--clusterrole=edit", &account]);
     let editor = user("editor");
+    // A pod that the namespace would take.
+    let sneaky = json!({"spec": {
+        "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "sneaky", "image": "localhost/standfast-demo-bot:dev", "securityContext":
+            {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}});
+    let sneaky = format!("--overrides={sneaky}");
+    let image = "--image=localhost/standfast-demo-bot:dev";
     for command in [
         vec!["delete", "configmap", "standfast-latch-stop-now"],
         vec!["label", "configmap", "standfast-latch-stop-now", "standfast.dev/latch-"],
         vec!["scale", "deployment/trading-bot", "--replicas=1"],
-        vec!["run", "sneaky", "--labels=app=trading-bot", "--image=localhost/standfast-demo-bot:dev"],
+        vec!["run", "sneaky", "--labels=app=trading-bot", image, &sneaky],
     ] {
         let answer = refused(&site.try_kubectl(&[command.as_slice(), &["--as", &editor]].concat()));
         assert!(answer.contains("TradingResume"), "{command:?}: {answer}");
@@ -292,9 +302,14 @@ fn the_operator_is_restricted() {
             cluster::try_run("kubectl", &[&["-n", OPERATOR_NAMESPACE, "exec", name, "--"], command].concat(), None)
         };
         assert_eq!(inside(&["id", "-u"]).unwrap().trim(), "65532");
-        for file in ["/here", "/tmp/here", "/usr/local/bin/standfast"] {
+        for (file, why) in [
+            ("/here", "Read-only file system"),
+            ("/tmp/here", "Read-only file system"),
+            // It belongs to somebody else, which is looked at first.
+            ("/usr/local/bin/standfast", "Permission denied"),
+        ] {
             let answer = refused(&inside(&["touch", file]));
-            assert!(answer.contains("Read-only file system"), "{answer}");
+            assert!(answer.contains(why), "{answer}");
         }
     }
     site.finish();
