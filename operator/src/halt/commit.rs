@@ -17,9 +17,9 @@ use super::{
     decide::{self, Effect},
     evidence, latch,
     memory::{Memory, Retry},
-    observe,
     others::Others,
     record::{self, WriteError},
+    venues,
 };
 use crate::{client, controller::Failure, workloads::Key};
 
@@ -183,7 +183,7 @@ impl HaltReconciler {
     /// What the venues offer for the first wave.
     pub(super) fn first_offers(&self, halt: &TradingHalt, system: &TradingSystem) -> Vec<(String, decide::Offers)> {
         let halts = self.halts.read_namespace(&halt.namespace().unwrap_or_default());
-        let mut venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), observe::offers(v))).collect();
+        let mut venues: Vec<_> = system.spec.venues.iter().map(|v| (v.name.clone(), venues::offers(v))).collect();
         for (venue, offers) in venues.iter_mut().filter(|(_, o)| o.suspend_blocks_closing) {
             // Suspended when the other halt is done.
             let closing = Others::at(venue, &halts, halt, &system.spec.halt_policy).closing;

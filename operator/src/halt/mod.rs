@@ -17,6 +17,7 @@ mod observe;
 mod others;
 pub mod record;
 pub mod release;
+mod venues;
 
 use std::{
     collections::HashMap,
@@ -52,7 +53,7 @@ use baseline::Registry;
 use decide::Effect;
 use latch::Latches;
 use memory::{Memory, Retry};
-pub use observe::PROOF_LIFE;
+pub use venues::PROOF_LIFE;
 
 /// The caches that controllers share.
 #[derive(Clone)]
