@@ -350,6 +350,14 @@ impl Stage {
         order_reads(&self.world.venue)
     }
 
+    /// Waits until the halt is released, and tells how many calls were made by then.
+    pub async fn until_released(&self) -> Result<usize> {
+        let mut halt = self.halt.clone();
+        let released = halt.wait_for(|h| phase_of(h) == HaltPhase::Released);
+        tokio::time::timeout(PATIENCE, released).await.context("the halt is not released")??;
+        Ok(self.faults.log().len())
+    }
+
     /// Waits until the resume has ended. Else the reason why a person is asked for.
     pub async fn until_resumed(&self) -> Result<Option<String>> {
         let mut resume = self.resume.clone();
