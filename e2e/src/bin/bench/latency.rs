@@ -33,7 +33,7 @@ pub async fn run(runs: usize) -> Result<()> {
         let workload = json!({"kind": "Deployment", "name": name, "role": "Trading"});
         let mut system = rig.system(&name, &workload, &format!("ours-{n}"));
         // Proven soon, and then left alone: the halts of the runs before should not be busy in this one.
-        system["spec"]["haltPolicy"] = json!({"verifyReads": 1, "verifyInterval": "100ms", "reverifyInterval": "2m"});
+        system["spec"]["haltPolicy"] = json!({"verifyReads": 1, "verifyInterval": "100ms", "reverifyInterval": "1m"});
         rig.create::<TradingSystem>("latency", system)
     })
     .await?;
