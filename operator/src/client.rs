@@ -49,12 +49,6 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Clients for the cluster of `$KUBECONFIG`, `~/.kube/config` or the pod's service account, and so many [`Turns`].
-    pub async fn infer(turns: u16) -> Result<Self, ConnectError> {
-        let config = Config::infer().await.map_err(|error| ConnectError(error.to_string()))?;
-        Self::new(&config, turns)
-    }
-
     /// Clients for the cluster of `config`, whose time-outs and retries are replaced.
     pub fn new(config: &Config, turns: u16) -> Result<Self, ConnectError> {
         let mut patient = config.clone();
