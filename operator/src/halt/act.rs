@@ -48,6 +48,8 @@ pub struct Done {
     pub job: Option<String>,
     /// A workload that was not as it was expected to be: its size, read live.
     pub found: Option<(Key, Size)>,
+    /// A workload whose stop was acknowledged: if it runs again, somebody raised it.
+    pub stopped: Option<Key>,
 }
 
 /// Requests that were made ready before they are needed: secrets read, placeholders filled.
@@ -218,6 +220,7 @@ impl HaltReconciler {
                     _ => None,
                 };
                 let mut found = None;
+                let to_stop = if let Effect::Stop(key, _) = &effect { Some(key.clone()) } else { None };
                 let (outcome, job) = match self.leadership.check(EFFECT_DEADLINE) {
                     Ok(()) => match (&effect, system.and_then(|s| job_of(s, &effect))) {
                         (_, Some(action)) => self.job_action(halt, status, &name, action).await,
@@ -230,7 +233,11 @@ impl HaltReconciler {
                     },
                     Err(lost) => (failed(format!("not begun: {lost}")), None),
                 };
-                Done { name, begun, outcome, job, found }
+                let stopped = match to_stop {
+                    Some(key) if outcome.state == ActionState::Done => Some(key),
+                    _ => None,
+                };
+                Done { name, begun, outcome, job, found, stopped }
             }
         });
         let work: Vec<_> = work.collect();

@@ -202,6 +202,7 @@ impl HaltReconciler {
         started: Instant,
     ) {
         let now = Timestamp::now();
+        memory.note_stops(results.iter().filter_map(|r| r.stopped.as_ref()));
         // What certainly had no effect may not even have been sent.
         let sent = |r: &act::Done| act::is_cancel(&r.name) && r.outcome.state != ActionState::Failed;
         let first_cancel = first_cancel.filter(|_| results.iter().any(sent));

@@ -54,8 +54,9 @@ impl HaltReconciler {
         let raised = match memory.raised(active).filter(|_| status.times.scaled_at.is_some()) {
             // The cache may be behind our own change: only what is raised live was raised by somebody.
             Some(workload) => match self.scaler.read(&workload.key).await {
-                Ok((size, _)) if size == Size::stopped(workload.key.kind) => None,
-                _ => Some(workload),
+                Ok((size, _)) if size != Size::stopped(workload.key.kind) => Some(workload),
+                // Not known is not raised. It is stopped in any case.
+                Ok(_) | Err(_) => None,
             },
             None => None,
         };

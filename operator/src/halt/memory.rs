@@ -36,7 +36,8 @@ pub struct Memory {
     pub job_reads: JobReads,
     /// When somebody last undid a part of the halt.
     pub contended: Option<Instant>,
-    /// Workloads that were not seen to be stopped yet since they belong to the halt: that they run is nobody's doing.
+    /// Workloads that were neither seen stopped nor stopped with an answer since they belong to the halt: that they run is
+    /// nobody's doing, and their size is what to go back to.
     pub stopping: HashSet<Key>,
     /// Workloads that the cache says were stopped before, and that could not be read live yet.
     pub unread: Vec<Key>,
@@ -99,6 +100,14 @@ impl Memory {
     pub fn raised<'a>(&mut self, active: &'a [ActiveWorkload]) -> Option<&'a ActiveWorkload> {
         self.stopping.retain(|key| active.iter().any(|w| w.key == *key));
         active.iter().find(|w| !self.stopping.contains(&w.key))
+    }
+
+    /// Takes note of stops that were acknowledged. The cache may still show the sizes before; a size that is raised from
+    /// now on is somebody's doing.
+    pub fn note_stops<'a>(&mut self, stopped: impl Iterator<Item = &'a Key>) {
+        for key in stopped {
+            self.stopping.remove(key);
+        }
     }
 
     /// Takes note that everything is stopped, or is not.
@@ -209,7 +218,9 @@ mod tests {
         memory.stopping = HashSet::from([one.key.clone(), two.key.clone()]);
         assert_eq!(memory.raised(&[one.clone(), two.clone()]), None);
         assert_eq!(memory.raised(std::slice::from_ref(&two)), None);
-        assert_eq!(memory.raised(&[one.clone(), two]), Some(&one));
+        assert_eq!(memory.raised(&[one.clone(), two.clone()]), Some(&one));
+        memory.note_stops(std::iter::once(&two.key));
+        assert_eq!(memory.raised(std::slice::from_ref(&two)), Some(&two), "its stop was acknowledged");
     }
 
     #[test]

@@ -51,17 +51,37 @@ async fn s0_33_nobody_scales_a_halted_bot_up_while_no_operator_runs() -> Result<
     Ok(())
 }
 
-#[tokio::test]
-async fn a_second_manager_that_gets_through_is_named_and_scaled_down_again() -> Result<()> {
+/// A bot of two replicas on a control plane of its own, on which the latch does not work any more.
+async fn without_latch(name: &str) -> Result<(Alone, World)> {
     let alone = Alone::new().await?;
-    let world = alone.world("fight").await?;
+    let world = alone.world(name).await?;
     world.bot("bot", 2).await?;
     world.system(&["bot"], json!({})).await?;
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(world.client.clone());
+    bindings.delete(LATCH_POLICY, &DeleteParams::default()).await?;
+    Ok((alone, world))
+}
+
+/// Whoever is quicker than the first look after the stop does not become the number to go back to.
+#[tokio::test]
+async fn a_bot_that_is_raised_at_once_goes_back_to_the_recorded_number() -> Result<()> {
+    let (_alone, world) = without_latch("quick").await?;
+    let _operator = world.operator().await?;
+    world.halt("stale", json!({})).await?;
+    world.until("stopped", async || Ok((world.replicas("bot").await? == 0).then_some(()))).await?;
+    world.until("raised", async || Ok(world.scale("bot", 9, "argocd-controller").await.ok())).await?;
+    let named = |s: &TradingHaltStatus| message(s, c::CONTENDED).contains("argocd-controller");
+    let status = world.halt_until("stale", "he is named", named).await?;
+    assert_eq!(status.workloads[0].replicas, Some(2));
+    world.until("stopped again", async || Ok((world.replicas("bot").await? == 0).then_some(()))).await
+}
+
+#[tokio::test]
+async fn a_second_manager_that_gets_through_is_named_and_scaled_down_again() -> Result<()> {
+    let (_alone, world) = without_latch("fight").await?;
     let _operator = world.operator().await?;
     world.halt("stale", json!({})).await?;
     world.halted("stale").await?;
-    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(world.client.clone());
-    bindings.delete(LATCH_POLICY, &DeleteParams::default()).await?;
     world
         .until("the latch lets it through", async || Ok(world.scale("bot", 2, "argocd-controller").await.ok()))
         .await?;
@@ -80,15 +100,10 @@ async fn a_second_manager_that_gets_through_is_named_and_scaled_down_again() -> 
 /// Somebody does not give up, and the latch does not work.
 #[tokio::test]
 async fn a_manager_that_fights_again_and_again_ends_at_zero_each_time() -> Result<()> {
-    let alone = Alone::new().await?;
-    let world = alone.world("fights").await?;
-    world.bot("bot", 2).await?;
-    world.system(&["bot"], json!({})).await?;
+    let (_alone, world) = without_latch("fights").await?;
     let _operator = world.operator().await?;
     world.halt("stale", json!({})).await?;
     world.halted("stale").await?;
-    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(world.client.clone());
-    bindings.delete(LATCH_POLICY, &DeleteParams::default()).await?;
     let told = |s: &TradingHaltStatus| s.evidence.entries.iter().filter(|e| e.event == "Contended").count();
     let mut before = 0;
     for round in 1..=5 {
