@@ -47,11 +47,16 @@ test: ## Everything that proves the product (what CI runs)
 test-alone:
 	@echo "== formatting, clippy, manifests and charts"
 	@$(MAKE) checks
-	@echo "== unit, property and control-plane tests"
 	@cargo build --locked --workspace --all-targets
-	@$(with_controlplane) cargo test --locked --workspace -- --skip kind::
-	@echo "== end-to-end tests on a cluster"
-	@$(MAKE) e2e-alone
+	@$(tools) controlplane >/dev/null
+	@echo "== unit, property, control-plane and end-to-end tests"
+	@$(MAKE) -j2 in-process e2e-alone
+
+# Side by side: both wait most of the time, the first for API servers and for time to pass,
+# the second for pods. What both need, and what takes all of a machine, is built before.
+.PHONY: in-process
+in-process:
+	@$(with_controlplane) RUST_TEST_THREADS=$$(($$(nproc) * 4)) cargo test --locked --workspace -- --skip kind::
 
 .PHONY: unit
 unit: ## Tests that need no cluster
@@ -71,11 +76,11 @@ e2e-alone:
 	@cargo test --locked --workspace --test suite --no-run
 	@if [ -n "$${KUBECONFIG_E2E:-}" ]; then \
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
-	    cargo test --locked --workspace --test suite -- kind::; \
+	    cargo test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	else \
 	  $(MAKE) images STANDFAST_PROFILE=debug; \
 	  $(cluster) with e2e $(addprefix --load ,$(images)) -- \
-	    cargo test --locked --workspace --test suite -- kind::; \
+	    cargo test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	fi
 
 .PHONY: lint
@@ -108,7 +113,10 @@ crds-check:
 bench: ## Measure, and print the table of docs/benchmarks.md (smaller: ARGS="--runs 20 …")
 	@$(tools) apt build bench
 	@cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin bench
+	@$(MAKE) images
 	@$(with_controlplane) cargo run --release --locked -p standfast-e2e --bin bench -- $(ARGS)
+	@$(cluster) with bench $(addprefix --load ,$(images)) -- bash -c \
+	  'cargo run -q --release --locked -p standfast-e2e --bin bench -- --pods "$$KUBECONFIG_E2E" $(ARGS)'
 
 .PHONY: images
 # Release builds, as users get them, except for the tests: those take the debug build that

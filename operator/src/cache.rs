@@ -4,7 +4,13 @@
 //! cluster) and, for kinds where minutes of silence would hurt, by a short list poll beside the watch: a connection
 //! that died silently is noticed by a watch only after minutes.
 
-use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Debug,
+    hash::Hash,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt, stream::SelectAll};
 use kube::{
@@ -91,7 +97,17 @@ where
 
     /// All objects of a namespace.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.store.state_filter(|k| k.namespace().as_deref() == Some(namespace))
+        self.labelled(namespace, &BTreeMap::new())
+    }
+
+    /// The objects of a namespace that carry all these labels. The objects of the whole cluster are looked through, so
+    /// nothing is copied for one that is not wanted.
+    pub fn labelled(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<Arc<K>> {
+        self.store.state_filter(|k| {
+            let meta = k.meta();
+            let carries = |(key, value)| meta.labels.as_ref().and_then(|l| l.get(key)) == Some(value);
+            meta.namespace.as_deref() == Some(namespace) && labels.iter().all(carries)
+        })
     }
 
     /// All objects.

@@ -11,7 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt, core::NamespaceResourceScope};
 use serde::{Deserialize, Serialize};
 use standfast_crds::v1alpha1::{Workload, WorkloadKind, WorkloadRole};
 
@@ -263,10 +263,21 @@ impl Workloads {
 
     /// All workloads of a kind in a namespace.
     pub fn of_kind(&self, namespace: &str, kind: WorkloadKind) -> Vec<View> {
+        self.labelled(namespace, kind, &BTreeMap::new())
+    }
+
+    /// The workloads of a kind in a namespace that carry all these labels.
+    fn labelled(&self, namespace: &str, kind: WorkloadKind, labels: &BTreeMap<String, String>) -> Vec<View> {
+        fn views<K>(cache: &Cache<K>, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<View>
+        where
+            K: AsView + Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Send + Sync + 'static,
+        {
+            cache.labelled(namespace, labels).iter().map(|w| w.view()).collect()
+        }
         match kind {
-            WorkloadKind::Deployment => self.deployments.in_namespace(namespace).iter().map(|w| w.view()).collect(),
-            WorkloadKind::StatefulSet => self.stateful_sets.in_namespace(namespace).iter().map(|w| w.view()).collect(),
-            WorkloadKind::CronJob => self.cron_jobs.in_namespace(namespace).iter().map(|w| w.view()).collect(),
+            WorkloadKind::Deployment => views(&self.deployments, namespace, labels),
+            WorkloadKind::StatefulSet => views(&self.stateful_sets, namespace, labels),
+            WorkloadKind::CronJob => views(&self.cron_jobs, namespace, labels),
         }
     }
 
@@ -280,11 +291,7 @@ impl Workloads {
                     let key = Key { namespace: namespace.into(), kind: entry.kind, name: name.clone() };
                     self.get(&key).into_iter().collect()
                 }
-                (None, Some(labels)) => self
-                    .of_kind(namespace, entry.kind)
-                    .into_iter()
-                    .filter(|v| labels.iter().all(|(k, l)| v.labels.get(k) == Some(l)))
-                    .collect(),
+                (None, Some(labels)) => self.labelled(namespace, entry.kind, labels),
                 (None, None) => vec![],
             };
             if views.is_empty() {

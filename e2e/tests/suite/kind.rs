@@ -1,8 +1,8 @@
 //! A real cluster with real pods, seen as its users see it: with kubectl and Helm only.
 //!
 //! `make e2e` makes the cluster, loads the images and sets KUBECONFIG_E2E, without which nothing is touched. The tests
-//! share one installation of Standfast, which some of them kill, upgrade or remove: they run one after the other, each
-//! with a trading system of its own.
+//! share one installation of Standfast, each with a trading system of its own. Those that kill, upgrade or remove it run
+//! alone, the others side by side.
 
 mod cluster;
 mod killer;
@@ -112,7 +112,7 @@ fn s3_16_a_bot_that_ignores_sigterm_is_waited_for() {
 /// A leader that is killed in the middle of a halt, without a chance to give its lease up: the standby goes on with it.
 #[test]
 fn a_halt_survives_its_leader() {
-    let site = Site::new("leader");
+    let site = Site::alone("leader");
     // The halt cannot be over before the bot's grace period is: there is time to kill the leader.
     site.start_stubborn(40);
     let leader = cluster::leader();
@@ -155,7 +155,7 @@ fn a_halt_survives_its_leader() {
 /// `helm install`, `upgrade`, `rollback` and `uninstall` under a held halt.
 #[test]
 fn a_halt_outlives_what_helm_does() {
-    let site = Site::new("helm");
+    let site = Site::alone("helm");
     site.start();
     site.halt("stop-now");
     site.wait_halted("stop-now");
@@ -193,7 +193,7 @@ fn a_halt_outlives_what_helm_does() {
 /// is not touched.
 #[test]
 fn an_operator_of_some_namespaces_leaves_the_others_alone() {
-    let site = Site::new("watched");
+    let site = Site::alone("watched");
     let other = site.another("unwatched");
     other.start();
     helm_install(&["--set", &format!("watchNamespaces={{{}}}", site.namespace)]);

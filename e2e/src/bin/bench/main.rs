@@ -6,12 +6,13 @@
 mod floor;
 mod idle;
 mod latency;
+mod pods;
 mod rig;
 mod scale;
 mod table;
 mod takeover;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -35,11 +36,21 @@ struct Args {
     /// Seconds for which the idle operator is watched. One watch of the API server must last for as long.
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=240))]
     idle: u64,
+    /// Rounds of the comparison with the plan's script.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Makes that comparison, and nothing else, on this cluster with nodes, which has the images of the demo.
+    #[arg(long)]
+    pods: Option<PathBuf>,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(cluster) = &args.pods {
+        ensure!(part("pods", 900, pods::run(cluster, args.rounds)).await.is_some(), "it could not be measured");
+        return Ok(());
+    }
     table::head();
     let latency = part("latency", 300, latency::run(args.runs)).await;
     let scale = part("scale", 600, scale::run(args.workloads, args.unrelated)).await;

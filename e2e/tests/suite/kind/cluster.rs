@@ -8,7 +8,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -21,8 +21,17 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 /// Where the operator runs.
 pub const OPERATOR_NAMESPACE: &str = "standfast-system";
 
-/// One test at a time: they share the installation.
-static TURN: Mutex<()> = Mutex::new(());
+/// The tests share the installation: whoever kills, changes or removes it is alone.
+static INSTALLATION: RwLock<()> = RwLock::new(());
+/// Only one test at a time makes sure that it is there.
+static INSTALL: Mutex<()> = Mutex::new(());
+
+/// For as long as it is kept, nobody else changes the installation, or nobody else uses it.
+#[allow(dead_code, reason = "kept, not read")]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
 
 // --- Commands ---------------------------------------------------------------------------------------------------------
 
@@ -213,14 +222,24 @@ pub struct Site {
     pub namespace: String,
     /// What must not be seen anywhere: the values of its Secrets.
     canaries: [String; 3],
-    _turn: Option<MutexGuard<'static, ()>>,
+    _turn: Option<Turn>,
 }
 
 impl Site {
-    /// Waits for its turn, installs Standfast and makes the namespace.
+    /// Installs Standfast unless it is there, and makes the namespace. The installation is left as it is.
     pub fn new(name: &str) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::take(name, Turn::Shared(INSTALLATION.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// The same for a test that kills, changes or removes the installation: it waits until no other test needs it.
+    pub fn alone(name: &str) -> Self {
+        Self::take(name, Turn::Alone(INSTALLATION.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn take(name: &str, turn: Turn) -> Self {
+        let installing = INSTALL.lock().unwrap_or_else(PoisonError::into_inner);
         install();
+        drop(installing);
         Self::prepare(name, Some(turn))
     }
 
@@ -229,7 +248,7 @@ impl Site {
         Self::prepare(name, None)
     }
 
-    fn prepare(name: &str, turn: Option<MutexGuard<'static, ()>>) -> Self {
+    fn prepare(name: &str, turn: Option<Turn>) -> Self {
         let namespace = format!("kind-{name}");
         // Of a run that was killed, on a cluster that is used again.
         kubectl(&["delete", "namespace", &namespace, "--ignore-not-found", "--timeout=180s"]);
