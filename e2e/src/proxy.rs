@@ -87,6 +87,7 @@ pub async fn http(tasks: &mut JoinSet<()>, target: String, living: Living) -> Re
                     .filter(|(n, _)| *n != header::ACCEPT_ENCODING && *n != header::CONTENT_TYPE)
                     .collect(),
                 body: Some(body).filter(|b| !b.is_empty()),
+                signing: None,
                 timeout: TIMEOUT,
             };
             let transport: Arc<dyn Transport> = living.layers().transport(inner);

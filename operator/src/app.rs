@@ -228,7 +228,12 @@ impl Warm {
         let checker = Checker::new((*caller).clone(), databases, client.clone());
         let halting = Arc::new(HaltReconciler::new(
             (parts.clients.halt.clone(), parts.clients.turns.clone()),
-            Arc::new(Caller::new(Arc::clone(&parts.halt_transport), parts.clients.halt.clone(), metrics.clone())),
+            Arc::new(Caller::signing_with(
+                caller.signer().clone(),
+                Arc::clone(&parts.halt_transport),
+                parts.clients.halt.clone(),
+                metrics.clone(),
+            )),
             caches.clone(),
             guardrails.clone(),
             leadership.clone(),

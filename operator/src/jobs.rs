@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use k8s_openapi::{
     api::{
-        batch::v1::{Job, JobSpec},
+        batch::v1::{Job, JobCondition, JobSpec},
         core::v1::{
             Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, Pod, PodSecurityContext, PodSpec,
             PodTemplateSpec, ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext, Volume,
@@ -14,6 +14,7 @@ use k8s_openapi::{
         },
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::OwnerReference},
+    jiff::Timestamp,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -64,6 +65,19 @@ pub enum JobState {
     },
 }
 
+/// A Job, when it was created, and when and how it ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRun {
+    /// How far it is.
+    pub state: JobState,
+    /// When it was created.
+    pub begun: Option<Timestamp>,
+    /// When it succeeded or failed.
+    pub ended: Option<Timestamp>,
+    /// With which code its program ended, if that is known.
+    pub exit_code: Option<i32>,
+}
+
 /// Why the state of a Job is not known.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum JobError {
@@ -95,17 +109,22 @@ pub async fn ensure_job(
     if let Some(state) = job_state(client, namespace, name, owner).await? {
         return Ok(state);
     }
+    if create_job(client, namespace, job(name, owner, action, env, deadline), action).await? {
+        return Ok(JobState::Running);
+    }
+    let there = job_state(client, namespace, name, owner).await?;
+    there.ok_or_else(|| JobError::Failed(format!("Job {namespace}/{name} came and went: it is tried again")))
+}
+
+/// Creates a Job of this action. Not so if there is one of its name.
+pub async fn create_job(client: &Client, namespace: &str, wanted: Job, action: &JobAction) -> Result<bool, JobError> {
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
-    let what = format!("Job {namespace}/{name}");
+    let what = format!("Job {namespace}/{}", wanted.name_any());
     check_secrets(client, namespace, action).await?;
-    let wanted = job(name, owner, action, env, deadline);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     match timeout(DEADLINE, api.create(&params, &wanted)).await {
-        Ok(Ok(_)) => Ok(JobState::Running),
-        Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => {
-            let there = job_state(client, namespace, name, owner).await?;
-            there.ok_or_else(|| JobError::Failed(format!("{what} came and went: it is tried again")))
-        }
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => Ok(false),
         Ok(Err(error)) => Err(JobError::of(&what, "created", error)),
         Err(_) => Err(JobError::Failed(format!("{what} was not created within {DEADLINE:?}"))),
     }
@@ -118,11 +137,24 @@ pub async fn job_state(
     name: &str,
     owner: &OwnerReference,
 ) -> Result<Option<JobState>, JobError> {
+    Ok(job_run(client, namespace, name, owner).await?.map(|run| run.state))
+}
+
+/// How far the Job is and since when, if there is one. Creates nothing.
+pub async fn job_run(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    owner: &OwnerReference,
+) -> Result<Option<JobRun>, JobError> {
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
-    match call(&format!("Job {namespace}/{name}"), "read", api.get_opt(name)).await? {
-        Some(found) => state(client, namespace, owner, &found).await.map(Some),
-        None => Ok(None),
-    }
+    let Some(found) = call(&format!("Job {namespace}/{name}"), "read", api.get_opt(name)).await? else {
+        return Ok(None);
+    };
+    let (state, exit_code) = state(client, namespace, owner, &found).await?;
+    let begun = found.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let ended = end(&found).and_then(|end| end.last_transition_time.as_ref()).map(|time| time.0);
+    Ok(Some(JobRun { state, begun, ended, exit_code }))
 }
 
 /// Whether the Job could be created now: its Secrets, quotas, policies. Creates nothing.
@@ -199,7 +231,7 @@ impl JobError {
 impl From<CallError> for JobError {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Refused(why) => Self::Refused(why),
+            CallError::Refused(why) | CallError::Declined(why) => Self::Refused(why),
             CallError::NotSent(why) | CallError::UnknownOutcome(why) => Self::Failed(why),
         }
     }
@@ -233,23 +265,28 @@ fn owned(metadata: &ObjectMeta, owner: &OwnerReference) -> bool {
     metadata.owner_references.iter().flatten().any(|found| found.uid == owner.uid)
 }
 
-async fn state(client: &Client, namespace: &str, owner: &OwnerReference, job: &Job) -> Result<JobState, JobError> {
+/// How far a Job is, and the exit code of its program.
+async fn state(
+    client: &Client,
+    namespace: &str,
+    owner: &OwnerReference,
+    job: &Job,
+) -> Result<(JobState, Option<i32>), JobError> {
     let name = job.name_any();
     if !owned(&job.metadata, owner) {
-        return Ok(JobState::Foreign {
-            message: format!(
-                "Job {namespace}/{name} exists and does not belong to {} {}: look at it, and if it is not needed, run: \
-                 kubectl -n {namespace} delete job {name}",
-                owner.kind, owner.name
-            ),
-        });
+        let message = format!(
+            "Job {namespace}/{name} exists and does not belong to {} {}: look at it, and if it is not needed, run: \
+             kubectl -n {namespace} delete job {name}",
+            owner.kind, owner.name
+        );
+        return Ok((JobState::Foreign { message }, None));
     }
-    let Some((complete, reason)) = end(job) else { return Ok(JobState::Running) };
+    let Some(end) = end(job) else { return Ok((JobState::Running, None)) };
     let pods = pods(client, namespace, job).await?;
-    if complete {
-        return Ok(JobState::Succeeded { result: result(&pods) });
+    if end.type_ == "Complete" {
+        return Ok((JobState::Succeeded { result: result(&pods) }, Some(0)));
     }
-    let reason = match reason {
+    let reason = match end.reason.as_deref() {
         Some("DeadlineExceeded") => "it did not finish in time".to_owned(),
         Some("BackoffLimitExceeded") | None => "its program failed".to_owned(),
         Some(other) => other.to_owned(),
@@ -259,18 +296,15 @@ async fn state(client: &Client, namespace: &str, owner: &OwnerReference, job: &J
         let why = state.reason.as_deref().filter(|reason| *reason != "Error").map(|reason| format!(", {reason}"));
         format!(" (exit code {}{})", state.exit_code, why.unwrap_or_default())
     });
-    Ok(JobState::Failed {
-        message: format!(
-            "Job {namespace}/{name} failed: {reason}{code}; look with: kubectl -n {namespace} describe job {name}"
-        ),
-    })
+    let message =
+        format!("Job {namespace}/{name} failed: {reason}{code}; look with: kubectl -n {namespace} describe job {name}");
+    Ok((JobState::Failed { message }, ended.map(|state| state.exit_code)))
 }
 
-/// Whether a Job that has ended is complete, and else why not.
-fn end(job: &Job) -> Option<(bool, Option<&str>)> {
+/// The condition that a Job has ended with.
+fn end(job: &Job) -> Option<&JobCondition> {
     let mut conditions = job.status.as_ref()?.conditions.iter().flatten().filter(|c| c.status == "True");
-    let end = conditions.find(|c| matches!(c.type_.as_str(), "Complete" | "Failed"))?;
-    Some((end.type_ == "Complete", end.reason.as_deref()))
+    conditions.find(|c| matches!(c.type_.as_str(), "Complete" | "Failed"))
 }
 
 /// The Pods of one Job.

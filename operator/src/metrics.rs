@@ -237,7 +237,7 @@ impl Metrics {
     fn outbound_call(&self, ended: &Result<Reply, CallError>) {
         let result = match ended {
             // Whatever it said.
-            Ok(_) => "answered",
+            Ok(_) | Err(CallError::Declined(_)) => "answered",
             Err(CallError::Refused(_)) => "refused",
             Err(CallError::NotSent(_)) => "not_sent",
             Err(CallError::UnknownOutcome(_)) => "unknown",

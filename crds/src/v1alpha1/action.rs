@@ -52,18 +52,62 @@ pub struct SecretHeader {
 /// How a request proves who sends it. Exactly one way is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.headers)", "auth needs one way to authenticate: headers"))]
+#[x_kube(validation = ("(has(self.headers) ? 1 : 0) + (has(self.binance) ? 1 : 0) + (has(self.bybit) ? 1 : 0) + (has(self.kraken) ? 1 : 0) == 1", "auth needs exactly one way to authenticate: headers, binance, bybit or kraken"))]
 pub struct HttpAuth {
     /// Headers with values from Secrets.
     #[schemars(length(min = 1, max = 8))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<Vec<SecretHeader>>,
+    /// Signed as Binance asks: `timestamp`, `recvWindow` and `signature` are added to the query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binance: Option<TimedSignature>,
+    /// Signed as the API v5 of Bybit asks, in headers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bybit: Option<TimedSignature>,
+    /// Signed as the spot API of Kraken asks: `body` is sent as a form, with a `nonce` before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kraken: Option<NonceSignature>,
+}
+
+/// A signature (HMAC) that counts for a while only: the operator's clock must be right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.recvWindow) || (duration(self.recvWindow) >= duration('1ms') && duration(self.recvWindow) <= duration('60s'))", "recvWindow is between 1ms and 60s; 5s is usual"))]
+pub struct TimedSignature {
+    /// Where the API key is.
+    pub api_key_ref: SecretKeyRef,
+    /// Where its secret is. It never leaves the operator.
+    pub api_secret_ref: SecretKeyRef,
+    /// How long after its time the venue accepts the request, 5s if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recv_window: Option<Duration>,
+}
+
+/// A signature (HMAC) over a number that is greater with each request. The API key must be used by nothing else: another
+/// program's numbers would make the venue refuse these, and the other way round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NonceSignature {
+    /// Where the API key is.
+    pub api_key_ref: SecretKeyRef,
+    /// Where its secret is, as the venue shows it (base64). It never leaves the operator.
+    pub api_secret_ref: SecretKeyRef,
+}
+
+impl HttpAuth {
+    /// All keys of Secrets that are needed.
+    pub fn secret_key_refs(&self) -> impl Iterator<Item = &SecretKeyRef> {
+        let headers = self.headers.iter().flatten().map(|header| &header.secret_key_ref);
+        let timed = self.binance.iter().chain(&self.bybit).flat_map(|s| [&s.api_key_ref, &s.api_secret_ref]);
+        headers.chain(timed).chain(self.kraken.iter().flat_map(|s| [&s.api_key_ref, &s.api_secret_ref]))
+    }
 }
 
 /// An HTTP request that the operator sends itself. Redirects are not followed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.url.startsWith('https://') || self.url.startsWith('http://')", "url must start with https:// or http://, for example https://paper-api.alpaca.markets/v2/orders"))]
+#[x_kube(validation = ("!has(self.auth) || !has(self.auth.kraken) || self.method == 'POST'", "Kraken takes signed requests by method: POST only"))]
 pub struct HttpRequest {
     /// The method; `GET` if none is given.
     #[serde(default)]
@@ -78,7 +122,7 @@ pub struct HttpRequest {
     /// How the request authenticates itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<HttpAuth>,
-    /// JSON body. Strings in it may use the placeholders of `url`.
+    /// JSON body. Strings in it may use the placeholders of `url`. With `auth.kraken`, its members are sent as a form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub body: Option<Value>,

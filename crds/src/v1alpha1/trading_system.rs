@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Duration, Expectation, HttpRequest, ItemAction, Objective, OrdersRead, PositionsRead, SecretKeyRef,
-    StateRead, conditions_schema,
+    Action, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, Objective, OrdersRead,
+    PositionsRead, SecretKeyRef, StateRead, conditions_schema,
 };
 
 /// The noun that everything else refers to: which workloads trade and which support them, where orders live and how
@@ -246,17 +246,18 @@ impl CheckGroup {
     }
 }
 
-/// A question with the answers yes, no and unknown. Exactly one of `http`, `sql` and `workload` is set.
+/// A question with the answers yes, no and unknown. Exactly one of `http`, `sql`, `workload`, `tcp`, `prometheus` and `job`
+/// is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("(has(self.http) ? 1 : 0) + (has(self.sql) ? 1 : 0) + (has(self.workload) ? 1 : 0) == 1", "a check asks exactly one question: give one of http, sql, workload"))]
+#[x_kube(validation = ("(has(self.http) ? 1 : 0) + (has(self.sql) ? 1 : 0) + (has(self.workload) ? 1 : 0) + (has(self.tcp) ? 1 : 0) + (has(self.prometheus) ? 1 : 0) + (has(self.job) ? 1 : 0) == 1", "a check asks exactly one question: give one of http, sql, workload, tcp, prometheus, job"))]
 pub struct Check {
     /// A name for it.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// What it is about.
     pub group: CheckGroup,
-    /// How often it is asked, 30s if not given.
+    /// How often it is asked, 30s if not given. A Job is run at most every 5 minutes, whatever this says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Duration>,
     /// An HTTP endpoint.
@@ -268,6 +269,15 @@ pub struct Check {
     /// Pods that are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<WorkloadCheck>,
+    /// A port that accepts connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpCheck>,
+    /// A query to a Prometheus server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prometheus: Option<PrometheusCheck>,
+    /// A Job of the user's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobCheck>,
 }
 
 /// An HTTP endpoint answers, and says what it should.
@@ -322,6 +332,66 @@ pub struct WorkloadCheck {
     #[schemars(range(min = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_ready: Option<i32>,
+}
+
+/// A port accepts a connection. Nothing is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!self.host.contains('/') && !self.host.contains('@')", "host is a name alone, for example redis.trading.svc: the port has a field of its own, and there is no scheme"))]
+pub struct TcpCheck {
+    /// The host's name; of services of the cluster, those of the own namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// The port.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// The longest that it may take, 5s if not given, at most 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+}
+
+/// An instant query to a server that speaks the HTTP API of Prometheus. Its value must be as expected; if it gives several
+/// series, the value of each. No series, NaN, an infinite value and an answer with warnings never pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("(self.url.startsWith('https://') || self.url.startsWith('http://')) && !self.url.contains('?') && !self.url.contains('#')", "url is the address of the server without a query, for example https://prometheus.example.com: /api/v1/query is added"))]
+#[x_kube(validation = ("!has(self.auth) || has(self.auth.headers)", "a Prometheus server takes auth.headers only"))]
+pub struct PrometheusCheck {
+    /// The address of the server. `/api/v1/query` is added to it.
+    #[schemars(length(min = 1, max = 1024))]
+    pub url: String,
+    /// The query, in PromQL.
+    #[schemars(length(min = 1, max = 4096))]
+    pub query: String,
+    /// What the value of each series must be.
+    pub expect: Expectation,
+    /// Headers with plain values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub headers: Vec<Header>,
+    /// How the request authenticates itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<HttpAuth>,
+    /// The longest that the call may take, 5s if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+}
+
+/// A Job that succeeds, or whose termination message (JSON) is as expected. It is run at most every 5 minutes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.path) || has(self.expect)", "path needs expect: what the value at path must be"))]
+pub struct JobCheck {
+    /// What is run.
+    #[serde(flatten)]
+    pub run: JobAction,
+    /// JSONPath of a value in the termination message, `$` if not given.
+    #[schemars(length(min = 1, max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What that value must be. Without it, the exit code is the answer: 0 is yes, 1 to 125 is no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<Expectation>,
 }
 
 /// What a halt may do to positions.

@@ -45,6 +45,58 @@ async fn apply(world: &World, object: &Value) -> Result<(bool, String)> {
     world.kubectl(&["apply", "-f", "-"], &object.to_string()).await
 }
 
+/// Requests that cannot be signed, and checks that ask nothing or too much: the field, with what it holds, and the message.
+#[tokio::test]
+async fn bad_signatures_and_checks_are_refused_where_they_are_applied() -> Result<()> {
+    let world = world("input-wider").await?;
+    let keys = json!({"apiKeyRef": {"name": "s", "key": "key"}, "apiSecretRef": {"name": "s", "key": "secret"}});
+    let auth = |auth: Value| venue(&world, "/openOrders/0/http/auth", auth);
+    let check = |kind: &str, question: Value| json!({"checks": [{"name": "c", "group": "data", kind: question}]});
+    let query = |url: &str| json!({"url": url, "query": "up", "expect": {"equals": 1}});
+    let mut slow = keys.clone();
+    slow["recvWindow"] = "2m".into();
+    let mut signed = query("https://p.example");
+    signed["auth"] = json!({"bybit": keys});
+    let at = "spec.venues[0].openOrders[0].http";
+    for (spec, field, told) in [
+        (
+            auth(json!({"binance": keys, "bybit": keys})),
+            format!("{at}.auth"),
+            "auth needs exactly one way to authenticate: headers, binance, bybit or kraken",
+        ),
+        (auth(json!({})), format!("{at}.auth"), "auth needs exactly one way to authenticate: headers, binance, bybit or kraken"),
+        (auth(json!({"kraken": keys})), at.into(), "Kraken takes signed requests by method: POST only"),
+        (auth(json!({"binance": slow})), format!("{at}.auth.binance"), "recvWindow is between 1ms and 60s; 5s is usual"),
+        (
+            check("unknown", json!({})),
+            "spec.checks[0]".into(),
+            "a check asks exactly one question: give one of http, sql, workload, tcp, prometheus, job",
+        ),
+        (
+            check("tcp", json!({"host": "redis://redis.trading.svc", "port": 6379})),
+            "spec.checks[0].tcp".into(),
+            "host is a name alone, for example redis.trading.svc: the port has a field of its own, and there is no scheme",
+        ),
+        (
+            check("prometheus", query("https://p.example/?query=up")),
+            "spec.checks[0].prometheus".into(),
+            "url is the address of the server without a query, for example https://prometheus.example.com: /api/v1/query is added",
+        ),
+        (check("prometheus", signed), "spec.checks[0].prometheus".into(), "a Prometheus server takes auth.headers only"),
+        (
+            check("job", json!({"image": "x", "path": "$.n"})),
+            "spec.checks[0].job".into(),
+            "path needs expect: what the value at path must be",
+        ),
+    ] {
+        // Unknown fields are not what is tested here.
+        let object = system(&world, "bad", spec).to_string();
+        let (applied, said) = world.kubectl(&["apply", "--validate=ignore", "-f", "-"], &object).await?;
+        assert!(!applied && said.contains(&format!("{field}: Invalid value: ")) && said.contains(told), "{field}: {said}");
+    }
+    Ok(())
+}
+
 /// Refused by the API server: what people read in their terminal.
 #[tokio::test]
 async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {

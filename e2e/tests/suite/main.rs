@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod charts;
+mod checks;
 mod examples;
 mod guardrails;
 mod halt;

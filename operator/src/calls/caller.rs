@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 use standfast_crds::v1alpha1::{
-    ActionState, HttpMethod, HttpRequest, OrdersRead, PositionSummary, PositionsRead, StateRead,
+    ActionState, HttpAuth, HttpMethod, HttpRequest, OrdersRead, PositionSummary, PositionsRead, SecretKeyRef, StateRead,
 };
 use url::Url;
 
@@ -15,7 +15,9 @@ use super::{
     document::{Document, Path, Scalar},
     expect,
     extract::{Kept, Page, Reader, order_reader, position_reader},
-    secrets, template,
+    secrets,
+    signing::{self, Signed, Signer, Signing},
+    template,
 };
 use crate::{
     metrics::{Counted, Metrics},
@@ -44,6 +46,7 @@ struct Answer {
 pub struct Caller {
     transport: Arc<dyn Transport>,
     client: kube::Client,
+    signer: Signer,
 }
 
 impl fmt::Debug for Caller {
@@ -55,7 +58,18 @@ impl fmt::Debug for Caller {
 impl Caller {
     /// A caller that reads Secrets with `client` and sends with `transport`, and counts what it sends.
     pub fn new(transport: Arc<dyn Transport>, client: kube::Client, metrics: Metrics) -> Self {
-        Self { transport: Arc::new(Counted { transport, metrics }), client }
+        Self::signing_with(Signer::default(), transport, client, metrics)
+    }
+
+    /// The same, with numbers of signed requests that grow together with those of `signer`'s other users.
+    pub fn signing_with(signer: Signer, transport: Arc<dyn Transport>, client: kube::Client, metrics: Metrics) -> Self {
+        let counted = Arc::new(Counted { transport, metrics });
+        Self { transport: Arc::new(Signed::new(counted, signer.clone())), client, signer }
+    }
+
+    /// What it signs requests with.
+    pub fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     /// What calls are sent with.
@@ -152,8 +166,9 @@ impl Caller {
     }
 
     async fn secrets<'a>(&self, namespace: &str, requests: impl IntoIterator<Item = &'a HttpRequest>) -> Secrets {
-        let headers = requests.into_iter().filter_map(|request| request.auth.as_ref()?.headers.as_ref()).flatten();
-        let names = headers.map(|header| header.secret_key_ref.name.clone()).collect();
+        let references =
+            requests.into_iter().filter_map(|request| request.auth.as_ref()).flat_map(HttpAuth::secret_key_refs);
+        let names = references.map(|reference| reference.name.clone()).collect();
         secrets::read_all(&self.client, namespace, names).await
     }
 
@@ -278,14 +293,14 @@ fn build(namespace: &str, request: &HttpRequest, item: Option<&Item>, secrets: &
             .map_err(|_| CallError::Refused(format!("the value of header {} cannot be sent", header.name)))?;
         headers.push((header_name(&header.name)?, value));
     }
+    let secret = |reference: &SecretKeyRef| match secrets.get(&reference.name) {
+        Some(Ok(read)) => read.value(&reference.key, host, port),
+        Some(Err(error)) => Err(error.clone()),
+        None => Err(CallError::NotSent(format!("Secret {namespace}/{} was not read", reference.name))),
+    };
     for header in request.auth.iter().filter_map(|auth| auth.headers.as_ref()).flatten() {
         let reference = &header.secret_key_ref;
-        let read = match secrets.get(&reference.name) {
-            Some(Ok(read)) => read,
-            Some(Err(error)) => return Err(error.clone()),
-            None => return Err(CallError::NotSent(format!("Secret {namespace}/{} was not read", reference.name))),
-        };
-        let value = read.value(&reference.key, host, port)?;
+        let value = secret(reference)?;
         let text = format!("{}{}", header.prefix.as_deref().unwrap_or_default(), value.expose());
         let mut value = HeaderValue::from_str(&text).map_err(|_| {
             CallError::Refused(format!(
@@ -297,20 +312,20 @@ fn build(namespace: &str, request: &HttpRequest, item: Option<&Item>, secrets: &
         value.set_sensitive(true);
         headers.push((header_name(&header.name)?, value));
     }
-    let body = match &request.body {
-        Some(body) => {
-            let body = template::body(body, item).map_err(CallError::Refused)?;
-            Some(Bytes::from(body.to_string()))
-        }
-        None => None,
+    let body = request.body.as_ref().map(|body| template::body(body, item)).transpose().map_err(CallError::Refused)?;
+    signing::fits(request, &parsed).map_err(CallError::Refused)?;
+    let signing = Signing::of(request, namespace, secret)?;
+    let body = match &signing {
+        Some(signing) => signing.body(body.as_ref()).map_err(CallError::Refused)?.map(Bytes::from),
+        None => body.map(|body| Bytes::from(body.to_string())),
     };
     let timeout = request.timeout.map_or(TIMEOUT, |timeout| timeout.get()).min(TIMEOUT_LIMIT);
-    Ok(Call { namespace: namespace.to_owned(), method: method(request.method), url, headers, body, timeout })
+    Ok(Call { namespace: namespace.to_owned(), method: method(request.method), url, headers, body, signing, timeout })
 }
 
 fn failure(what: &str, error: &CallError) -> Outcome {
     let state = match error {
-        CallError::Refused(_) | CallError::NotSent(_) => ActionState::Failed,
+        CallError::Refused(_) | CallError::NotSent(_) | CallError::Declined(_) => ActionState::Failed,
         CallError::UnknownOutcome(_) => ActionState::Unknown,
     };
     Outcome { state, message: format!("{what}: {error}") }

@@ -148,12 +148,13 @@ impl Path {
 #[derive(Clone, Debug)]
 pub struct ListPath {
     items: Path,
-    /// From the outside in: each list, and the nodes that must have exactly one such list each.
-    lists: Vec<(Path, Path)>,
+    /// From the outside in: each list, the nodes that must have exactly one such list each, and whether an object will do.
+    lists: Vec<(Path, Path, bool)>,
 }
 
 impl ListPath {
-    /// Reads a path whose last part is `[*]` or a filter.
+    /// Reads a path whose last part is `[*]`, a filter, or `.*`. The last stands for the members of an object, too: some
+    /// venues list by name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let items = Path::parse(text)?;
         let wrong =
@@ -165,7 +166,10 @@ impl ListPath {
         let mut lists = Vec::new();
         let mut owner = "$";
         for segment in segments.iter().filter(|segment| !segment.singular) {
-            lists.push((Path::parse(owner)?, Path::parse(text[..segment.start].trim_end())?));
+            let list = text[..segment.start].trim_end();
+            // Of a whole answer it is not known that an object is a list: it may be an error.
+            let named = &text[segment.start..segment.end] == ".*" && list != "$";
+            lists.push((Path::parse(owner)?, Path::parse(list)?, named));
             owner = &text[..segment.end];
         }
         Ok(Self { items, lists })
@@ -173,9 +177,10 @@ impl ListPath {
 
     /// The items. The error says which list is not there.
     pub fn select<'a>(&self, node: Node<'a>) -> Result<Vec<Node<'a>>, String> {
-        for (owners, list) in &self.lists {
+        for (owners, list, named) in &self.lists {
             let (owners, lists) = (node.select(owners), node.select(list));
-            if lists.len() != owners.len() || !lists.iter().all(|node| node.plain.is_array()) {
+            let listed = |node: &Node<'_>| node.plain.is_array() || (*named && node.plain.is_object());
+            if lists.len() != owners.len() || !lists.iter().all(listed) {
                 return Err(format!("the answer has no list at {list}"));
             }
         }

@@ -6,6 +6,7 @@ pub mod document;
 pub mod expect;
 pub mod extract;
 pub mod secrets;
+pub mod signing;
 pub mod template;
 
 use std::collections::BTreeMap;

@@ -25,6 +25,11 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub struct Sensitive(String);
 
 impl Sensitive {
+    #[cfg(test)]
+    pub(crate) fn of(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// The value itself, for the one place that needs it.
     pub fn expose(&self) -> &str {
         &self.0

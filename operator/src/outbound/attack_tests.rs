@@ -4,17 +4,27 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http::{Request, Response};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::OrdersRead;
+use standfast_crds::v1alpha1::{CheckState, OrdersRead, shorten};
 use tower::service_fn;
 
 use super::{
     BODY_LIMIT,
-    fakes::{After, Names, PATIENCE, Server, gzipped, ok, transport_of},
+    connect::Connector,
+    fakes::{After, Names, PATIENCE, Server, gzipped, ok},
     guard::{Guard, GuardConfig},
+    http::HttpTransport,
 };
-use crate::{calls::Caller, metrics::Metrics};
+use crate::{
+    calls::Caller,
+    metrics::Metrics,
+    system::{
+        checks::{Asker, Checker, Told, evaluate},
+        sql::Databases,
+    },
+};
 
 /// A cluster with Secrets of several uses.
 fn cluster() -> Client {
@@ -44,7 +54,7 @@ fn cluster() -> Client {
     Client::new(service, "default")
 }
 
-fn caller() -> Caller {
+fn connector() -> Connector {
     let nets = |net: &str| vec![net.parse().unwrap()];
     let guard = Guard::new(GuardConfig {
         // Where the test's servers are, and nothing else.
@@ -67,7 +77,11 @@ fn caller() -> Caller {
         ("api.trading.svc.cluster.local", &[&["10.96.0.1"]]),
         ("alias.trading.svc.cluster.local", &[&["victim.other.svc.cluster.local", "10.1.2.3"]]),
     ]);
-    Caller::new(Arc::new(transport_of(Arc::new(guard), names)), cluster(), Metrics::new())
+    Connector::new(Arc::new(guard), names, Vec::new()).unwrap()
+}
+
+fn caller() -> Caller {
+    Caller::new(Arc::new(HttpTransport::new(connector(), 8)), cluster(), Metrics::new())
 }
 
 /// What is tried, as an entry of `openOrders`, and the exact answer.
@@ -120,6 +134,97 @@ async fn every_bound_holds() {
     let orders = caller.read_orders("trading", &serde_json::from_value(read).unwrap()).await.unwrap();
     assert_eq!(orders.count, 0);
     assert!(harmless.request().await.contains("authorization: hunter2\r\n"), "what is allowed is sent");
+}
+
+/// The same bounds for checks by TCP and Prometheus: nothing but their state tells what is at an address.
+#[tokio::test]
+async fn every_bound_holds_for_checks() {
+    let mut harmless = Server::start(ok("[]"), After::KeepOpen).await;
+    let port = harmless.port;
+    let databases = Databases::new(cluster(), connector(), vec![]).unwrap();
+    let checker = Checker::new(caller(), databases, cluster());
+    let owner = OwnerReference::default();
+    let asker = Asker { namespace: "trading", system: &owner, gate: false };
+    let unless = "which is refused unless the operator's allowCIDRs opens it";
+    let refused = |host: &str, ip: &str, what: &str| format!("{host} leads to {ip}, {what}, {unless}");
+    let alias = "alias.trading.svc is only another name for \"victim.other.svc.cluster.local\": Services of the type \
+                 ExternalName are not followed; put the name that is meant into the url";
+    let hosts = [
+        ("metadata.test", refused("metadata.test", "169.254.169.254", "a cloud metadata address")),
+        ("mapped.test", refused("mapped.test", "::ffff:169.254.169.254", "a cloud metadata address")),
+        ("loopback.test", refused("loopback.test", "::1", "a loopback address")),
+        ("link.test", refused("link.test", "fe80::1", "a link-local address")),
+        ("pod.test", refused("pod.test", "10.1.2.3", "a private address")),
+        ("api.test", "api.test leads to 10.96.0.1, which is the Kubernetes API server".into()),
+        ("node.test", "node.test leads to 203.0.113.6, which is the Kubernetes API server".into()),
+        ("denied.test", "denied.test leads to 198.51.100.7, which denyCIDRs refuses".into()),
+        ("kubernetes.default.svc", "kubernetes.default.svc is the Kubernetes API server".into()),
+        (
+            "prometheus.monitoring.svc",
+            "prometheus.monitoring.svc is not a service of namespace trading: only those may be called".into(),
+        ),
+        ("alias.trading.svc", alias.into()),
+        ("victim", "\"victim\" is not a whole host name: write victim.trading.svc for a service".into()),
+        (
+            "10.1.2.3",
+            "10.1.2.3 is an address: name the host instead (addresses are refused unless allowCIDRs opens them)".into(),
+        ),
+    ];
+    let tcp = |host: &str, port: u16| json!({"host": host, "port": port});
+    let query = |url: String| json!({"url": url, "query": "up", "expect": {"equals": 1}});
+    let mut cases = vec![];
+    for (host, told) in &hosts {
+        cases.push((json!({"tcp": tcp(host, port)}), told.clone()));
+        let told = format!("GET {host}: {told}");
+        cases.push((json!({"prometheus": query(format!("http://{host}:{port}"))}), told));
+    }
+    let mut smuggled = query(format!("http://venue.test:{port}"));
+    smuggled["headers"] = json!([{"name": "Host", "value": "evil.example"}]);
+    let told = "GET venue.test: the header host may not be set: remove it from the request to venue.test";
+    cases.push((json!({"prometheus": smuggled}), told.into()));
+    let mut secret = query(format!("http://venue.test:{port}"));
+    let reference = json!({"name": "elsewhere", "key": "token"});
+    secret["auth"] = json!({"headers": [{"name": "Authorization", "secretKeyRef": reference}]});
+    let told = format!(
+        "Secret trading/elsewhere may not be sent to venue.test:{port}: to allow it, run: kubectl -n trading annotate \
+         secret elsewhere --overwrite standfast.dev/allowed-hosts=other.example,venue.test"
+    );
+    cases.push((json!({"prometheus": secret}), told));
+    let mut wrong = vec![];
+    for (mut check, told) in cases {
+        (check["name"], check["group"]) = ("attack".into(), "data".into());
+        let shown = check.to_string();
+        let answer = evaluate(&checker, &asker, &serde_json::from_value(check).unwrap()).await;
+        let expected = Told::Answer(CheckState::Unknown, shorten(&told));
+        if answer != expected {
+            wrong.push(format!("{shown}:\n  said {answer:?}\n  not  {expected:?}"));
+        }
+    }
+    assert_eq!(wrong.join("\n"), "");
+    assert_eq!((harmless.requests(), harmless.connections()), (vec![], 0), "nothing is connected to that is refused");
+
+    // What is allowed is asked: a port, that sends nothing, and a server, that is none of Prometheus.
+    for (question, state, told) in [
+        (json!({"tcp": tcp("venue.test", port)}), CheckState::Passing, "accepts connections"),
+        (json!({"tcp": tcp("venue.test", closed_port())}), CheckState::Failing, "no connection to venue.test port"),
+        (
+            json!({"prometheus": query(format!("http://venue.test:{port}"))}),
+            CheckState::Unknown,
+            "it is no answer of the Prometheus API",
+        ),
+    ] {
+        let mut check = question;
+        (check["name"], check["group"]) = ("well".into(), "data".into());
+        let answer = evaluate(&checker, &asker, &serde_json::from_value(check).unwrap()).await;
+        let Told::Answer(found, text) = answer else { panic!("{answer:?}") };
+        assert!(found == state && text.contains(told), "{found:?} {text}");
+    }
+    assert!(harmless.request().await.starts_with("GET /api/v1/query?query=up HTTP/1.1\r\n"));
+}
+
+/// A port that nobody listens at.
+fn closed_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// What may be called at all.

@@ -185,8 +185,8 @@ impl Connector {
         &self.guard
     }
 
-    /// A TCP connection to an allowed address of `target`.
-    pub async fn tcp(&self, target: &Target) -> Result<TcpStream, CallError> {
+    /// The addresses of `target` that may be called: at least one, and no more than are tried.
+    pub async fn addresses(&self, target: &Target) -> Result<Vec<SocketAddr>, CallError> {
         let host = &target.host;
         let unresolved = |e: io::Error| {
             CallError::NotSent(format!("the name {host} did not resolve: {e}; check the host in the url and DNS"))
@@ -222,6 +222,13 @@ impl Connector {
                 None => CallError::NotSent(format!("the name {host} has no address; check the host in the url")),
             });
         }
+        Ok(allowed)
+    }
+
+    /// A TCP connection to an allowed address of `target`.
+    pub async fn tcp(&self, target: &Target) -> Result<TcpStream, CallError> {
+        let host = &target.host;
+        let allowed = self.addresses(target).await?;
         let attempts = allowed.iter().zip(0u32..).map(|(address, turn)| {
             Box::pin(async move {
                 sleep(NEXT_ADDRESS_AFTER * turn).await;

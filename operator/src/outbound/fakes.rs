@@ -145,7 +145,7 @@ pub(crate) fn transport() -> HttpTransport {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn call(method: Method, url: String) -> Call {
-    Call { namespace: "trading".into(), method, url, headers: Vec::new(), body: None, timeout: PATIENCE }
+    Call { namespace: "trading".into(), method, url, headers: Vec::new(), body: None, signing: None, timeout: PATIENCE }
 }
 
 pub(crate) fn get(url: String) -> Call {

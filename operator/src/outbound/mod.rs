@@ -19,7 +19,10 @@ use ::http::{HeaderName, HeaderValue, Method};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-/// A request, ready to be sent. Values of secret headers are marked sensitive and print as `Sensitive`.
+use crate::calls::signing::Signing;
+
+/// A request, ready to be sent, or to be signed and sent. Values of secret headers are marked sensitive and print as
+/// `Sensitive`.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Namespace on whose behalf it is made: its cluster services may be called, those of others may not.
@@ -30,8 +33,10 @@ pub struct Call {
     pub url: String,
     /// Headers, secret ones included.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// JSON body.
+    /// Body: JSON, unless a header says something else.
     pub body: Option<Bytes>,
+    /// What it is signed with when it is sent. Transports that send do not look at it.
+    pub signing: Option<Signing>,
     /// The longest that the call may take, from the resolution of the name to the last byte of the answer.
     pub timeout: Duration,
 }
@@ -58,6 +63,9 @@ pub enum CallError {
     /// Nothing was sent: the name did not resolve, nobody listens, TLS failed.
     #[error("{0}")]
     NotSent(String),
+    /// It was answered that it was not done, and why.
+    #[error("{0}")]
+    Declined(String),
     /// Something was sent and no whole answer came: the request may have had an effect.
     #[error("{0}")]
     UnknownOutcome(String),

@@ -14,7 +14,7 @@ use crate::{
     guardrails::Guardrails,
     outbound::CallError,
     scale::Scaler,
-    system::checks::{Checker, evaluate},
+    system::checks::{Asker, Checker, Told, evaluate},
     workloads::Workloads,
 };
 
@@ -101,8 +101,12 @@ impl Context {
         let questions: Vec<_> = checks
             .cloned()
             .map(|check| async move {
-                let (state, message) = evaluate(&self.outside.checker, &self.namespace, &check).await;
-                (check.name, state, message)
+                let system = self.plan.system.owner_ref();
+                let asker = Asker { namespace: &self.namespace, system: &system, gate: true };
+                match evaluate(&self.outside.checker, &asker, &check).await {
+                    Told::Answer(state, message) => (check.name, state, message),
+                    Told::Awaited(why) => (check.name, CheckState::Unknown, why),
+                }
             })
             .collect();
         stream::iter(questions).buffered(PARALLEL).collect().await
@@ -117,7 +121,9 @@ impl Context {
         call.timeout = call.timeout.min(limit);
         match self.outside.caller.transport().send(call).await {
             Ok(reply) => Sent::Answered(reply.status),
-            Err(error @ (CallError::Refused(_) | CallError::NotSent(_))) => Sent::Never(error.to_string()),
+            Err(error @ (CallError::Refused(_) | CallError::NotSent(_) | CallError::Declined(_))) => {
+                Sent::Never(error.to_string())
+            }
             Err(error @ CallError::UnknownOutcome(_)) => Sent::Unknown(error.to_string()),
         }
     }
@@ -125,11 +131,20 @@ impl Context {
 
 /// How long asking these checks may take, all at once.
 pub(super) fn time_for<'a>(checks: impl Iterator<Item = &'a Check>) -> Duration {
-    let limit = |check: &Check| match (&check.http, &check.sql) {
-        // Sent once more when the first one had no answer.
-        (Some(http), _) => time_of(&http.request) * 2,
-        (_, Some(sql)) => sql.timeout.map_or(SQL_TIMEOUT, |t| t.get()) + DEADLINE,
-        _ => DEADLINE * 2,
+    let limit = |check: &Check| {
+        let own = |given: Option<standfast_crds::v1alpha1::Duration>| {
+            given.map_or(HTTP_TIMEOUT, |t| t.get()).min(crate::calls::caller::TIMEOUT_LIMIT)
+        };
+        match check {
+            // Sent once more when the first one had no answer.
+            Check { http: Some(http), .. } => time_of(&http.request) * 2,
+            Check { prometheus: Some(query), .. } => own(query.timeout) * 2,
+            Check { tcp: Some(tcp), .. } => own(tcp.timeout),
+            Check { sql: Some(sql), .. } => sql.timeout.map_or(SQL_TIMEOUT, |t| t.get()) + DEADLINE,
+            // It is read with its Pods, deleted with its Secrets looked at, and created.
+            Check { job: Some(_), .. } => DEADLINE * 6,
+            _ => DEADLINE * 2,
+        }
     };
     let longest = checks.map(limit).max().unwrap_or_default();
     (longest + Duration::from_secs(2)).min(Duration::from_secs(150))

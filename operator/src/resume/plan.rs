@@ -1,5 +1,6 @@
 //! What a resume will do, frozen when it is first seen.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -61,6 +62,18 @@ pub struct Pinned {
 }
 
 impl Pinned {
+    /// A TradingSystem as the owner of Jobs.
+    pub(super) fn owner_ref(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: TradingSystem::api_version(&()).into(),
+            kind: TradingSystem::kind(&()).into(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }
+    }
+
     fn of<K: Resource>(object: &K) -> Self {
         Self { name: object.name_any(), uid: object.uid().unwrap_or_default() }
     }

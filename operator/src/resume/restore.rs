@@ -186,6 +186,9 @@ fn readiness(kind: WorkloadKind, name: &str) -> Check {
         http: None,
         sql: None,
         workload: Some(WorkloadCheck { kind, name: name.into(), min_ready: None }),
+        tcp: None,
+        prometheus: None,
+        job: None,
     }
 }
 

@@ -1,19 +1,25 @@
-//! Asks the checks of a trading system: an HTTP endpoint, a query, a workload's pods.
+//! Asks the checks of a trading system: an HTTP endpoint, a query, a workload's pods, a port, a Prometheus server, a Job.
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     batch::v1::CronJob,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Api, Client};
 use standfast_crds::v1alpha1::{
-    Check, CheckState, Expectation, HttpCheck, SqlCheck, WorkloadCheck, WorkloadKind, shorten,
+    Check, CheckState, Duration, Expectation, HttpCheck, HttpRequest, PrometheusCheck, SqlCheck, TcpCheck,
+    WorkloadCheck, WorkloadKind, shorten,
 };
 
-use super::sql::{Databases, SqlError};
+use super::{
+    job_checks, prometheus, spec,
+    sql::{Databases, SqlError},
+};
 use crate::{
+    calls::caller::TIMEOUT_LIMIT,
     calls::{Caller, caller, document::Scalar, expect},
-    outbound::{Call, CallError, Reply},
+    outbound::{Call, CallError, Reply, connect::Connector, guard},
 };
 
 /// The longest that reading a workload may take.
@@ -39,35 +45,133 @@ impl std::fmt::Debug for ClientHandle {
 }
 
 impl Checker {
-    /// HTTP checks are asked with `caller`, SQL checks with `databases`; `client` reads workloads.
+    /// HTTP checks are asked with `caller`, SQL checks with `databases`, which knows the way to ports too; `client` reads
+    /// workloads and runs Jobs.
     pub fn new(caller: Caller, databases: Databases, client: Client) -> Self {
         Self { caller, databases, client: ClientHandle(client) }
     }
 }
 
-/// The answer to a check, asked now, and what was found, in at most 256 characters. Ends within the check's own limits.
-pub async fn evaluate(checker: &Checker, namespace: &str, check: &Check) -> (CheckState, String) {
-    let (state, message) = match (&check.http, &check.sql, &check.workload) {
-        (Some(http), None, None) => checker.http(namespace, http).await,
-        (None, Some(sql), None) => checker.sql(namespace, sql).await,
-        (None, None, Some(workload)) => checker.workload(namespace, workload).await,
-        _ => (CheckState::Unknown, "give exactly one of http, sql and workload".into()),
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker<'a> {
+    /// The namespace of the system.
+    pub namespace: &'a str,
+    /// The system, as the owner of Jobs.
+    pub system: &'a OwnerReference,
+    /// The answer opens a gate: that of a Job counts for five minutes, whatever the check's interval is.
+    pub gate: bool,
+}
+
+/// What became of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The answer, and what was found, in at most 256 characters.
+    Answer(CheckState, String),
+    /// There will be one later; what is waited for.
+    Awaited(String),
+}
+
+/// Asks a check now. Ends within the check's own limits; a Job is begun, and not waited for.
+pub async fn evaluate(checker: &Checker, asker: &Asker<'_>, check: &Check) -> Told {
+    let namespace = asker.namespace;
+    let Check { name: _, group: _, interval: _, http, sql, workload, tcp, prometheus, job } = check;
+    let (state, message) = match (http, sql, workload, tcp, prometheus, job) {
+        (Some(http), None, None, None, None, None) => checker.http(namespace, http).await,
+        (None, Some(sql), None, None, None, None) => checker.sql(namespace, sql).await,
+        (None, None, Some(workload), None, None, None) => checker.workload(namespace, workload).await,
+        (None, None, None, Some(tcp), None, None) => checker.tcp(namespace, tcp).await,
+        (None, None, None, None, Some(query), None) => checker.prometheus(namespace, query).await,
+        (None, None, None, None, None, Some(job)) => {
+            match job_checks::ask(&checker.client.0, asker, check, job).await {
+                Told::Answer(state, message) => (state, message),
+                awaited @ Told::Awaited(_) => return awaited,
+            }
+        }
+        _ => (CheckState::Unknown, "give exactly one of http, sql, workload, tcp, prometheus, job".into()),
     };
-    (state, shorten(&message))
+    Told::Answer(state, shorten(&message))
+}
+
+/// The Service of `namespace` that a check goes to, if its host is one of the cluster's names.
+pub(super) fn service(namespace: &str, check: &Check) -> Option<String> {
+    let of_url = |url: &str| spec::service_of(namespace, guard::parse(url).ok()?.host_str()?);
+    let http = check.http.as_ref().map(|http| http.request.url.as_str());
+    let url = http.or(check.prometheus.as_ref().map(|prometheus| prometheus.url.as_str()));
+    url.and_then(of_url).or_else(|| spec::service_of(namespace, &check.tcp.as_ref()?.host))
 }
 
 impl Checker {
     async fn http(&self, namespace: &str, check: &HttpCheck) -> (CheckState, String) {
-        let call = match self.caller.prepare(namespace, &check.request, None).await {
+        self.ask(namespace, &check.request, |what, reply| judge(check, what, reply, Timestamp::now())).await
+    }
+
+    async fn prometheus(&self, namespace: &str, check: &PrometheusCheck) -> (CheckState, String) {
+        let request = prometheus::request(check);
+        self.ask(namespace, &request, |what, reply| prometheus::judge(check, what, reply, Timestamp::now())).await
+    }
+
+    async fn tcp(&self, namespace: &str, check: &TcpCheck) -> (CheckState, String) {
+        let what = format!("{} port {}", check.host, check.port);
+        let limit = check.timeout.map_or(DEADLINE, |t| t.get()).min(TIMEOUT_LIMIT);
+        let target = match self.connector().guard().host(namespace, &check.host, check.port, false) {
+            Ok(target) => target,
+            Err(why) => return (CheckState::Unknown, why),
+        };
+        match tokio::time::timeout(limit, self.connector().tcp(&target)).await {
+            Ok(Ok(_)) => (CheckState::Passing, format!("{what} accepts connections")),
+            // It may be there: it was not asked.
+            Ok(Err(CallError::Refused(why))) => (CheckState::Unknown, why),
+            Ok(Err(error)) => (CheckState::Failing, error.to_string()),
+            Err(_) => {
+                (CheckState::Failing, format!("{what} did not accept a connection within {}", Duration::from(limit)))
+            }
+        }
+    }
+
+    fn connector(&self) -> &Connector {
+        self.databases.connector()
+    }
+
+    /// Whether a check by TCP or Prometheus could be asked now: its Secrets, and the name of its host. Connects to nothing.
+    pub(super) async fn prepared(&self, namespace: &str, check: &Check) -> Result<(), CallError> {
+        let guard = self.connector().guard();
+        let target = match (&check.tcp, &check.prometheus) {
+            (Some(tcp), _) => guard.host(namespace, &tcp.host, tcp.port, false),
+            (_, Some(query)) => {
+                let call = self.caller.prepare(namespace, &prometheus::request(query), None).await?;
+                guard.target(namespace, &call.url).map(|(_, target)| target)
+            }
+            _ => return Ok(()),
+        };
+        let target = target.map_err(CallError::Refused)?;
+        match tokio::time::timeout(DEADLINE, self.connector().addresses(&target)).await {
+            Ok(found) => found.map(drop),
+            Err(_) => Err(CallError::NotSent(format!(
+                "the name {} did not resolve within {} s",
+                target.host,
+                DEADLINE.as_secs()
+            ))),
+        }
+    }
+
+    /// Sends a request and lets `judge` say what the answer means.
+    async fn ask(
+        &self,
+        namespace: &str,
+        request: &HttpRequest,
+        judge: impl FnOnce(&str, &Reply) -> (CheckState, String),
+    ) -> (CheckState, String) {
+        let call = match self.caller.prepare(namespace, request, None).await {
             Ok(call) => call,
             Err(error) => return (CheckState::Unknown, error.to_string()),
         };
         let what = called(&call);
         match self.send(call).await {
-            Ok(reply) => judge(check, &what, &reply, Timestamp::now()),
+            Ok(reply) => judge(&what, &reply),
             // It may be there: it was not asked.
             Err(CallError::Refused(why)) => (CheckState::Unknown, format!("{what}: {why}")),
-            Err(CallError::NotSent(why)) => (CheckState::Failing, format!("{what}: {why}")),
+            Err(CallError::NotSent(why) | CallError::Declined(why)) => (CheckState::Failing, format!("{what}: {why}")),
             Err(CallError::UnknownOutcome(why)) => {
                 let why = why.trim_end_matches("; the request may have had an effect");
                 (CheckState::Failing, format!("{what}: {why}"))
@@ -183,7 +287,7 @@ fn judge(check: &HttpCheck, what: &str, reply: &Reply, now: Timestamp) -> (Check
 }
 
 /// Whether what was found is what was wanted, and both in words.
-fn compare(expect: &Expectation, found: &Scalar, place: &str, now: Timestamp) -> (CheckState, String) {
+pub(super) fn compare(expect: &Expectation, found: &Scalar, place: &str, now: Timestamp) -> (CheckState, String) {
     let shown = show(found);
     match expect::holds(expect, found, now) {
         Ok(true) => (CheckState::Passing, format!("found {shown}{place}, wanted {}", wanted(expect))),
@@ -206,7 +310,7 @@ fn show(found: &Scalar) -> String {
     }
 }
 
-fn wanted(expect: &Expectation) -> String {
+pub(super) fn wanted(expect: &Expectation) -> String {
     let mut parts = vec![];
     if let Some(value) = &expect.equals {
         parts.push(Scalar::of(value).map_or_else(|| "one value".into(), |v| show(&v)));

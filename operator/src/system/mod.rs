@@ -9,9 +9,11 @@ pub mod sql;
 
 mod coexistence;
 mod decide;
+mod job_checks;
 mod observe;
 mod permissions;
 mod prepared;
+mod prometheus;
 mod rounds;
 mod spec;
 
@@ -145,8 +147,13 @@ impl SystemReconciler {
     /// A controller of these parts.
     pub fn new(parts: Parts) -> Self {
         let halt_transport = Arc::clone(&parts.halt_transport);
-        let surveyor =
-            Surveyor::new(parts.client.clone(), parts.caller.clone(), halt_transport, parts.guardrails.clone());
+        let surveyor = Surveyor::new(
+            parts.client.clone(),
+            parts.caller.clone(),
+            halt_transport,
+            parts.checker.clone(),
+            parts.guardrails.clone(),
+        );
         let rounds = Rounds::new(Arc::new(surveyor), parts.checker.clone(), parts.trigger.clone());
         Self { parts, rounds }
     }

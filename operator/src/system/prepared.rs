@@ -24,6 +24,7 @@ use standfast_crds::{
 };
 
 use super::{
+    checks::{self, Checker},
     coexistence::{self, Autoscaler},
     permissions::Permissions,
     spec::{self, Request, problem},
@@ -71,14 +72,21 @@ pub(super) struct Surveyor {
     client: Client,
     caller: Caller,
     halt_transport: Arc<dyn Transport>,
+    checker: Checker,
     guardrails: Guardrails,
     permissions: Permissions,
 }
 
 impl Surveyor {
     /// A surveyor that makes calls as `caller` does, and keeps connections of `halt_transport` warm.
-    pub fn new(client: Client, caller: Caller, halt_transport: Arc<dyn Transport>, guardrails: Guardrails) -> Self {
-        Self { permissions: Permissions::new(client.clone()), client, caller, halt_transport, guardrails }
+    pub fn new(
+        client: Client,
+        caller: Caller,
+        halt_transport: Arc<dyn Transport>,
+        checker: Checker,
+        guardrails: Guardrails,
+    ) -> Self {
+        Self { permissions: Permissions::new(client.clone()), client, caller, halt_transport, checker, guardrails }
     }
 
     /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps the connections warm that a halt would use.
@@ -86,8 +94,9 @@ impl Surveyor {
         let labelled = async {
             if namespace_excluded(namespace) { None } else { Some(namespace_enabled(&self.client, namespace).await) }
         };
-        let (labelled, guardrails, mut survey) =
-            tokio::join!(labelled, self.guardrails.state(), self.calls(namespace, spec));
+        let (labelled, guardrails, mut survey, checks) =
+            tokio::join!(labelled, self.guardrails.state(), self.calls(namespace, spec), self.checks(namespace, spec));
+        survey.add(checks);
         survey.add(namespace_survey(namespace, labelled));
         survey.add(guardrail_survey(&guardrails));
         survey.sorted()
@@ -144,6 +153,28 @@ impl Surveyor {
         let probes = some_at_once(probes).await;
         let mut survey = credential_survey(&calls);
         survey.problems.extend(probes.into_iter().filter_map(|(endpoint, found)| endpoint.problem(found.err()?)));
+        survey
+    }
+
+    /// Whether checks by TCP and Prometheus could be asked: a resume would need them.
+    async fn checks(&self, namespace: &str, spec: &TradingSystemSpec) -> Survey {
+        let looks =
+            spec.checks.iter().map(|check| async move { (check, self.checker.prepared(namespace, check).await) });
+        let mut survey = Survey::default();
+        for (check, found) in some_at_once(looks).await {
+            let Err(error) = found else { continue };
+            let text = error.to_string();
+            match error {
+                // What could not be read may be there.
+                CallError::NotSent(why) if why.starts_with("Secret ") => survey.unknown.push(why),
+                _ => {
+                    let secret = text.contains("Secret ");
+                    let reason = if secret { "CredentialMissing" } else { "EndpointUnreachable" };
+                    let path = format!("checks[{}]", check.name);
+                    survey.problems.push(problem(reason, format!("{text}{}", fields(&[&path]))));
+                }
+            }
+        }
         survey
     }
 
@@ -211,13 +242,12 @@ impl Surveyor {
 pub async fn answered_by(
     client: &Client,
     namespace: &str,
-    checks: &[Check],
+    asked: &[Check],
     workloads: &[Key],
 ) -> Result<Vec<String>, String> {
     let mut services: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for check in checks {
-        let service = check.http.as_ref().and_then(|http| spec::service(namespace, &http.request));
-        services.entry(service.unwrap_or_default()).or_default().push(&check.name);
+    for check in asked {
+        services.entry(checks::service(namespace, check).unwrap_or_default()).or_default().push(&check.name);
     }
     services.remove("");
     if services.is_empty() {

@@ -12,11 +12,11 @@ use crate::{
     metrics::Metrics,
     outbound::{
         connect::{Connector, SystemResolver},
-        fakes::{After, Server, get, ok, pass, transport},
+        fakes::{After, Names, Server, get, ok, pass, transport},
         guard::{Guard, GuardConfig},
         http::{HttpTransport, WARM},
     },
-    system::rounds::NEAR_INTERVAL,
+    system::{rounds::NEAR_INTERVAL, sql::Databases},
 };
 
 fn call(url: &str) -> Call {
@@ -26,6 +26,7 @@ fn call(url: &str) -> Call {
         url: url.into(),
         headers: vec![],
         body: None,
+        signing: None,
         timeout: DEADLINE,
     }
 }
@@ -121,6 +122,55 @@ fn empty_cluster() -> Client {
     Client::new(service, "default")
 }
 
+/// What checks of `trading` are asked with: two names are known.
+fn checker(client: &Client, caller: &Caller) -> Checker {
+    let guard = Arc::new(Guard::new(GuardConfig::default()));
+    let names = Names::of(&[("metrics.test", &[&["203.0.113.5"]]), ("metadata.test", &[&["169.254.169.254"]])]);
+    let connector = Connector::new(guard, names, vec![]).unwrap();
+    Checker::new(caller.clone(), Databases::new(client.clone(), connector, vec![]).unwrap(), client.clone())
+}
+
+#[tokio::test]
+async fn checks_by_name_are_looked_at_before_they_are_needed() {
+    let client = empty_cluster();
+    let caller = Caller::new(Arc::new(transport()), client.clone(), Metrics::new());
+    let (halts, checker) = (Arc::new(transport()), checker(&client, &caller));
+    let surveyor = Surveyor::new(client.clone(), caller, halts, checker, Guardrails::new(client));
+    let query = |name: &str, host: &str, auth: Value| {
+        json!({"name": name, "group": "monitoring", "prometheus": {
+            "url": format!("https://{host}"), "query": "up", "expect": {"equals": 1}, "auth": auth}})
+    };
+    let tcp = |name: &str, host: &str| json!({"name": name, "group": "data", "tcp": {"host": host, "port": 6379}});
+    let secret = json!({"headers": [{"name": "Authorization", "secretKeyRef": {"name": "guess", "key": "token"}}]});
+    let spec: TradingSystemSpec = serde_json::from_value(json!({"workloads": [], "checks": [
+        tcp("well", "metrics.test"),
+        query("well-too", "metrics.test", Value::Null),
+        tcp("typo", "metrisc.test"),
+        query("typo-too", "metrisc.test", Value::Null),
+        tcp("elsewhere", "redis.other.svc"),
+        tcp("metadata", "metadata.test"),
+        query("secret", "metrics.test", secret),
+    ]}))
+    .unwrap();
+    let survey = surveyor.checks("trading", &spec).await;
+    assert_eq!(survey.unknown, Vec::<String>::new());
+    let told: Vec<_> = survey.problems.iter().map(|p| format!("{}: {}", p.reason, p.message)).collect();
+    assert_eq!(
+        told,
+        [
+            "EndpointUnreachable: the name metrisc.test did not resolve: no such name; check the host in the url and DNS \
+             (spec.checks[typo])",
+            "EndpointUnreachable: the name metrisc.test did not resolve: no such name; check the host in the url and DNS \
+             (spec.checks[typo-too])",
+            "EndpointUnreachable: redis.other.svc is not a service of namespace trading: only those may be called \
+             (spec.checks[elsewhere])",
+            "EndpointUnreachable: metadata.test leads to 169.254.169.254, a cloud metadata address, which is refused \
+             unless the operator's allowCIDRs opens it (spec.checks[metadata])",
+            "CredentialMissing: Secret trading/guess does not exist: create it, or correct its name (spec.checks[secret])",
+        ]
+    );
+}
+
 #[tokio::test]
 async fn what_a_halt_calls_is_kept_warm_for_halts() {
     let [venue, later] =
@@ -140,7 +190,8 @@ async fn what_a_halt_calls_is_kept_warm_for_halts() {
     for looks in 1..=4 {
         let (halts, others) = (Arc::new(transport()), Arc::new(transport()));
         let caller = Caller::new(others.clone(), client.clone(), Metrics::new());
-        let surveyor = Surveyor::new(client.clone(), caller, halts.clone(), Guardrails::new(client.clone()));
+        let checker = checker(&client, &caller);
+        let surveyor = Surveyor::new(client.clone(), caller, halts.clone(), checker, Guardrails::new(client.clone()));
         for _ in 0..looks {
             surveyor.near("trading", &spec).await;
             // Until the next look, and more.
@@ -243,7 +294,8 @@ fn workloads(count: usize) -> (Surveyor, Vec<View>) {
         match_labels: None,
     };
     let views = (0..count).map(|n| view(format!("bot-{n}"))).collect();
-    (Surveyor::new(client.clone(), caller, transport, Guardrails::new(client)), views)
+    let checker = checker(&client, &caller);
+    (Surveyor::new(client.clone(), caller, transport, checker, Guardrails::new(client)), views)
 }
 
 #[tokio::test]

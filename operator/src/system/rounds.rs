@@ -16,9 +16,10 @@ use standfast_crds::v1alpha1::{Check, TradingSystem, TradingSystemSpec};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
-    checks::{self, Checker},
+    checks::{self, Asker, Checker, Told},
     coexistence::Autoscaler,
     decide::Answer,
+    job_checks,
     prepared::{SharedSurveyor, Survey},
 };
 use crate::{
@@ -222,7 +223,11 @@ impl Rounds {
             let memory = memories.entry(subject.clone()).or_insert_with(|| Memory::new(system, trading, now));
             memory.update(system, trading, now);
             for (check, slot) in memory.checks.values_mut() {
-                let every = check.interval.map_or(CHECK_INTERVAL, |i| i.get().max(SHORTEST_INTERVAL));
+                let every = match check.job {
+                    // How far it is: the Job itself is run less often.
+                    Some(_) => job_checks::LOOK,
+                    None => check.interval.map_or(CHECK_INTERVAL, |i| i.get().max(SHORTEST_INTERVAL)),
+                };
                 due_checks.extend(self.begin(slot, now, every).map(|turn| (turn, check.clone())));
             }
             let near = self.begin(&mut memory.near, now, NEAR_INTERVAL);
@@ -234,28 +239,32 @@ impl Rounds {
         };
         for (turn, check) in due_checks {
             let (checker, namespace, name) = (self.checker.clone(), subject.namespace.clone(), check.name.clone());
+            let owner = system.controller_owner_ref(&()).unwrap_or_default();
             let question = async move {
-                let (state, message) = checks::evaluate(&checker, &namespace, &check).await;
-                Answer { state, message }
+                let asker = Asker { namespace: &namespace, system: &owner, gate: false };
+                match checks::evaluate(&checker, &asker, &check).await {
+                    Told::Answer(state, message) => Some(Answer { state, message }),
+                    Told::Awaited(_) => None,
+                }
             };
             self.spawn(subject, turn, question, move |memory| memory.checks.get_mut(&name).map(|(_, slot)| slot));
         }
         if let Some(turn) = near {
             let (surveyor, namespace) = (Arc::clone(&self.surveyor), subject.namespace.clone());
             let spec = system.spec.clone();
-            let question = async move { surveyor.near(&namespace, &spec).await };
+            let question = async move { Some(surveyor.near(&namespace, &spec).await) };
             self.spawn(subject, turn, question, |memory| Some(&mut memory.near));
         }
         if let Some(turn) = far {
             let (surveyor, namespace) = (Arc::clone(&self.surveyor), subject.namespace.clone());
             let (spec, trading) = (system.spec.clone(), trading.to_vec());
             let owner = system.controller_owner_ref(&()).unwrap_or_default();
-            let question = async move { surveyor.far(&namespace, &owner, &spec, &trading).await };
+            let question = async move { Some(surveyor.far(&namespace, &owner, &spec, &trading).await) };
             self.spawn(subject, turn, question, |memory| Some(&mut memory.far));
         }
         if let Some(turn) = autoscalers {
             let (surveyor, namespace) = (Arc::clone(&self.surveyor), subject.namespace.clone());
-            let question = async move { surveyor.autoscalers(&namespace).await };
+            let question = async move { Some(surveyor.autoscalers(&namespace).await) };
             self.spawn(subject, turn, question, |memory| Some(&mut memory.autoscalers));
         }
         next
@@ -276,12 +285,13 @@ impl Rounds {
         Some(turn)
     }
 
-    /// Asks, stores the answer where `place` says, and asks for a reconcile if it is another one than before.
+    /// Asks, stores the answer where `place` says, and asks for a reconcile if it is another one than before. Without an
+    /// answer the last one stands.
     fn spawn<T: PartialEq + Send + 'static>(
         &self,
         subject: &Subject,
         turn: u64,
-        question: impl Future<Output = T> + Send + 'static,
+        question: impl Future<Output = Option<T>> + Send + 'static,
         place: impl Fn(&mut Memory) -> Option<&mut Slot<T>> + Send + 'static,
     ) {
         let (memories, slots, trigger) = (Arc::clone(&self.memories), Arc::clone(&self.slots), self.trigger.clone());
@@ -300,7 +310,8 @@ impl Rounds {
                 }
                 slot.running = None;
                 match answer {
-                    Ok(answer) => {
+                    Ok(None) => false,
+                    Ok(Some(answer)) => {
                         let news = slot.answer.as_ref() != Some(&answer);
                         slot.answer = Some(answer);
                         news

@@ -7,11 +7,12 @@ use standfast_crds::v1alpha1::{
     Venue, shorten,
 };
 
+use super::prometheus;
 use crate::{
     calls::{
         Item,
         document::{Path, Scalar},
-        extract, template,
+        extract, signing, template,
     },
     outbound::guard,
 };
@@ -109,6 +110,7 @@ pub(super) fn jobs(spec: &TradingSystemSpec) -> Vec<(String, &JobAction)> {
         all.extend(venue.open_positions.iter().enumerate().map(|(at, r)| (name("openPositions", at), r.job.as_ref())));
     }
     all.extend(spec.sync_positions.iter().map(|a| ("syncPositions".to_owned(), a.job.as_ref())));
+    all.extend(spec.checks.iter().map(|c| (format!("checks[{}].job", c.name), c.job.as_ref().map(|job| &job.run))));
     all.into_iter().filter_map(|(path, job)| Some((path, job?))).collect()
 }
 
@@ -117,7 +119,11 @@ fn request_error(request: &Request<'_>) -> Option<String> {
     let item = request.item();
     let url = template::url(&request.http.url, item.as_ref()).and_then(|url| guard::parse(&url));
     let body = request.http.body.as_ref().map_or(Ok(()), |b| template::body(b, item.as_ref()).map(drop));
-    url.err().map(|why| format!("url: {why}")).or_else(|| body.err().map(|why| format!("body: {why}")))
+    let signed = url.as_ref().map_or(Ok(()), |url| signing::fits(request.http, url));
+    url.err()
+        .map(|why| format!("url: {why}"))
+        .or_else(|| body.err().map(|why| format!("body: {why}")))
+        .or_else(|| signed.err().map(|why| format!("auth: {why}")))
 }
 
 /// Whether the request can be built, its Secrets aside.
@@ -194,6 +200,17 @@ pub(super) fn invalid(spec: &TradingSystemSpec) -> Vec<Problem> {
         }
         if let Some(sql) = &check.sql {
             found.extend(expectation_error(&sql.expect).map(|why| (name("sql"), why)));
+        }
+        if let Some(query) = &check.prometheus {
+            let http = &prometheus::request(query);
+            let request = Request { http, per_item: false, under_halt: false, best_effort: true };
+            let error = request_error(&request).or_else(|| expectation_error(&query.expect));
+            found.extend(error.map(|why| (name("prometheus"), why)));
+        }
+        if let Some(job) = &check.job {
+            let path = job.path.as_ref().and_then(|p| Path::parse(p).err()).map(|why| format!("path: {why}"));
+            found
+                .extend(path.or_else(|| job.expect.as_ref().and_then(expectation_error)).map(|why| (name("job"), why)));
         }
     }
     let mut seen = BTreeSet::new();
@@ -287,7 +304,7 @@ pub(super) fn service(namespace: &str, request: &HttpRequest) -> Option<String> 
 }
 
 /// The Service of `namespace` that a host names, if it is one of the cluster's names.
-fn service_of(namespace: &str, host: &str) -> Option<String> {
+pub(super) fn service_of(namespace: &str, host: &str) -> Option<String> {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let labels: Vec<&str> = host.split('.').collect();
     let before = match labels.iter().position(|l| *l == "svc") {

@@ -97,6 +97,11 @@ impl Databases {
         Ok(Self { client, connector, verified, unverified })
     }
 
+    /// The way to databases.
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
     /// The first column of the only row. One connection, closed afterwards.
     pub async fn value(&self, namespace: &str, check: &SqlCheck) -> Result<Scalar, SqlError> {
         let limit = check.timeout.map_or(TIMEOUT, |t| t.get()).clamp(Duration::from_millis(100), TIMEOUT_LIMIT);
