@@ -142,7 +142,7 @@ pub(super) fn time_for<'a>(checks: impl Iterator<Item = &'a Check>) -> Duration 
             Check { tcp: Some(tcp), .. } => own(tcp.timeout),
             Check { sql: Some(sql), .. } => sql.timeout.map_or(SQL_TIMEOUT, |t| t.get()) + DEADLINE,
             // It is read with its Pods, deleted with its Secrets looked at, and created.
-            Check { job: Some(_), .. } => DEADLINE * 6,
+            Check { job: Some(_), .. } => DEADLINE * 8,
             _ => DEADLINE * 2,
         }
     };

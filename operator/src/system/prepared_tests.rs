@@ -339,8 +339,13 @@ async fn checks_that_only_halted_pods_answer_are_told_by_the_services_they_go_to
         check("no-selector", "http://external.trading.svc/health"),
         check("no-service", "http://nothing.trading.svc/health"),
         check("outside", "https://bot.example/health"),
+        serde_json::from_value(json!({"name": "port", "group": "data", "tcp": {"host": "bot.trading.svc", "port": 80}}))
+            .unwrap(),
+        serde_json::from_value(json!({"name": "series", "group": "data", "prometheus": {
+            "url": "http://bot.trading.svc:9090", "query": "up", "expect": {"equals": 1}}}))
+        .unwrap(),
     ];
     let key = |name: &str| Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name: name.into() };
     let answered = answered_by(&client, "trading", &checks, &[key("bot"), key("deleted")]).await;
-    assert_eq!(answered, Ok(vec!["own-too".to_owned(), "z-own".to_owned()]));
+    assert_eq!(answered, Ok(["own-too", "port", "series", "z-own"].map(str::to_owned).to_vec()));
 }
