@@ -60,7 +60,7 @@ async fn ports_series_and_jobs_are_rows_of_the_status() -> Result<()> {
     ]);
     let series = world.venue.fault(prometheus(&["1", "2.5"]));
     world.system(&["bot"], json!({"checks": checks})).await?;
-    let _operator = world.operator().await?;
+    let operator = world.operator().await?;
     let answered = |s: &TradingSystemStatus| s.checks.iter().all(|c| c.message != "not asked yet");
     let status = world.system_until("system", "all are asked", answered).await?;
     let (good, bad) = (CheckState::Passing, CheckState::Failing);
@@ -89,7 +89,7 @@ async fn ports_series_and_jobs_are_rows_of_the_status() -> Result<()> {
     world.system_until("system", "no series fails", none).await?;
 
     // Another operator asks no Job again that has an answer, and has the answers from it.
-    drop(_operator);
+    drop(operator);
     world.node.set_program("well", 1, "");
     let _second = world.operator().await?;
     let told = |s: &TradingSystemStatus| row(s, "port").0 == good && row(s, "well").0 == good && answered(s);

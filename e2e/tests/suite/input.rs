@@ -45,7 +45,8 @@ async fn apply(world: &World, object: &Value) -> Result<(bool, String)> {
     world.kubectl(&["apply", "-f", "-"], &object.to_string()).await
 }
 
-/// Requests that cannot be signed, and checks that ask nothing or too much: the field, with what it holds, and the message.
+/// Requests that cannot be signed, and checks that ask nothing or too much: the field, with what it holds, and the
+/// message.
 #[tokio::test]
 async fn bad_signatures_and_checks_are_refused_where_they_are_applied() -> Result<()> {
     let world = world("input-wider").await?;
@@ -64,9 +65,17 @@ async fn bad_signatures_and_checks_are_refused_where_they_are_applied() -> Resul
             format!("{at}.auth"),
             "auth needs exactly one way to authenticate: headers, binance, bybit or kraken",
         ),
-        (auth(json!({})), format!("{at}.auth"), "auth needs exactly one way to authenticate: headers, binance, bybit or kraken"),
+        (
+            auth(json!({})),
+            format!("{at}.auth"),
+            "auth needs exactly one way to authenticate: headers, binance, bybit or kraken",
+        ),
         (auth(json!({"kraken": keys})), at.into(), "Kraken takes signed requests by method: POST only"),
-        (auth(json!({"binance": slow})), format!("{at}.auth.binance"), "recvWindow is between 1ms and 60s; 5s is usual"),
+        (
+            auth(json!({"binance": slow})),
+            format!("{at}.auth.binance"),
+            "recvWindow is between 1ms and 60s; 5s is usual",
+        ),
         (
             check("unknown", json!({})),
             "spec.checks[0]".into(),
@@ -82,7 +91,11 @@ async fn bad_signatures_and_checks_are_refused_where_they_are_applied() -> Resul
             "spec.checks[0].prometheus".into(),
             "url is the address of the server without a query, for example https://prometheus.example.com: /api/v1/query is added",
         ),
-        (check("prometheus", signed), "spec.checks[0].prometheus".into(), "a Prometheus server takes auth.headers only"),
+        (
+            check("prometheus", signed),
+            "spec.checks[0].prometheus".into(),
+            "a Prometheus server takes auth.headers only",
+        ),
         (
             check("job", json!({"image": "x", "path": "$.n"})),
             "spec.checks[0].job".into(),
@@ -92,7 +105,10 @@ async fn bad_signatures_and_checks_are_refused_where_they_are_applied() -> Resul
         // Unknown fields are not what is tested here.
         let object = system(&world, "bad", spec).to_string();
         let (applied, said) = world.kubectl(&["apply", "--validate=ignore", "-f", "-"], &object).await?;
-        assert!(!applied && said.contains(&format!("{field}: Invalid value: ")) && said.contains(told), "{field}: {said}");
+        assert!(
+            !applied && said.contains(&format!("{field}: Invalid value: ")) && said.contains(told),
+            "{field}: {said}"
+        );
     }
     Ok(())
 }

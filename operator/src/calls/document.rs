@@ -148,13 +148,14 @@ impl Path {
 #[derive(Clone, Debug)]
 pub struct ListPath {
     items: Path,
-    /// From the outside in: each list, the nodes that must have exactly one such list each, and whether an object will do.
+    /// From the outside in: each list, the nodes that must have exactly one such list each, and whether an object will
+    /// do.
     lists: Vec<(Path, Path, bool)>,
 }
 
 impl ListPath {
-    /// Reads a path whose last part is `[*]`, a filter, or `.*`. The last stands for the members of an object, too: some
-    /// venues list by name.
+    /// Reads a path whose last part is `[*]`, a filter, or `.*`. The last stands for the members of an object, too:
+    /// some venues list by name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let items = Path::parse(text)?;
         let wrong =

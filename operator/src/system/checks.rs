@@ -1,4 +1,5 @@
-//! Asks the checks of a trading system: an HTTP endpoint, a query, a workload's pods, a port, a Prometheus server, a Job.
+//! Asks the checks of a trading system: an HTTP endpoint, a query, a workload's pods, a port, a Prometheus server, a
+//! Job.
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -45,8 +46,8 @@ impl std::fmt::Debug for ClientHandle {
 }
 
 impl Checker {
-    /// HTTP checks are asked with `caller`, SQL checks with `databases`, which knows the way to ports too; `client` reads
-    /// workloads and runs Jobs.
+    /// HTTP checks are asked with `caller`, SQL checks with `databases`, which knows the way to ports too; `client`
+    /// reads workloads and runs Jobs.
     pub fn new(caller: Caller, databases: Databases, client: Client) -> Self {
         Self { caller, databases, client: ClientHandle(client) }
     }
@@ -133,7 +134,8 @@ impl Checker {
         self.databases.connector()
     }
 
-    /// Whether a check by TCP or Prometheus could be asked now: its Secrets, and the name of its host. Connects to nothing.
+    /// Whether a check by TCP or Prometheus could be asked now: its Secrets, and the name of its host. Connects to
+    /// nothing.
     pub(super) async fn prepared(&self, namespace: &str, check: &Check) -> Result<(), CallError> {
         let guard = self.connector().guard();
         let target = match (&check.tcp, &check.prometheus) {

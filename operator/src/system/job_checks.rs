@@ -1,5 +1,5 @@
-//! Checks by a Job. The Job itself is what is remembered: of when it was last asked, and what the answer was. So a restart,
-//! a second operator and a resume that asks for the same check do not make it run more often.
+//! Checks by a Job. The Job itself is what is remembered: of when it was last asked, and what the answer was. So a
+//! restart, a second operator and a resume that asks for the same check do not make it run more often.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::OwnerReference};
@@ -11,7 +11,7 @@ use standfast_crds::v1alpha1::{Check, CheckState, JobCheck};
 use super::checks::{Asker, Told, compare};
 use crate::{
     calls::document::{Document, Path},
-    jobs::{self, JobError, JobRun, JobState},
+    jobs::{self, JobRun, JobState},
 };
 
 /// The shortest time between the end of a Job and the beginning of the next one with the same question, and how old an
@@ -108,7 +108,7 @@ async fn begin(client: &Client, asker: &Asker<'_>, name: &str, job: &JobCheck, i
     }
     match jobs::create_job(client, asker.namespace, wanted, &job.run).await {
         Ok(_) => Told::Awaited(format!("Job {name} was begun")),
-        Err(error @ (JobError::Refused(_) | JobError::Failed(_))) => unknown(error.to_string()),
+        Err(error) => unknown(error.to_string()),
     }
 }
 

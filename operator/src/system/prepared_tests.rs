@@ -339,8 +339,10 @@ async fn checks_that_only_halted_pods_answer_are_told_by_the_services_they_go_to
         check("no-selector", "http://external.trading.svc/health"),
         check("no-service", "http://nothing.trading.svc/health"),
         check("outside", "https://bot.example/health"),
-        serde_json::from_value(json!({"name": "port", "group": "data", "tcp": {"host": "bot.trading.svc", "port": 80}}))
-            .unwrap(),
+        serde_json::from_value(
+            json!({"name": "port", "group": "data", "tcp": {"host": "bot.trading.svc", "port": 80}}),
+        )
+        .unwrap(),
         serde_json::from_value(json!({"name": "series", "group": "data", "prometheus": {
             "url": "http://bot.trading.svc:9090", "query": "up", "expect": {"equals": 1}}}))
         .unwrap(),

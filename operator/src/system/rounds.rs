@@ -285,8 +285,8 @@ impl Rounds {
         Some(turn)
     }
 
-    /// Asks, stores the answer where `place` says, and asks for a reconcile if it is another one than before. Without an
-    /// answer the last one stands.
+    /// Asks, stores the answer where `place` says, and asks for a reconcile if it is another one than before. Without
+    /// an answer the last one stands.
     fn spawn<T: PartialEq + Send + 'static>(
         &self,
         subject: &Subject,

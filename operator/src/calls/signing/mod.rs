@@ -91,8 +91,8 @@ impl fmt::Debug for Signing {
 }
 
 impl Signing {
-    /// Reads what a request is signed with, if it is; `value` gives what a key of a Secret holds. The error never repeats
-    /// any of it.
+    /// Reads what a request is signed with, if it is; `value` gives what a key of a Secret holds. The error never
+    /// repeats any of it.
     pub fn of(
         request: &HttpRequest,
         namespace: &str,
@@ -215,8 +215,8 @@ impl Verdict {
             Self::Declined(why) => Err(CallError::Declined(why)),
             Self::Unknown(why) => Err(CallError::UnknownOutcome(why)),
             Self::Stale => Err(CallError::Declined(
-                "Kraken refused the nonce: give Standfast an API key that nothing else uses; if it has one, the clock of \
-                 the operator's node went back"
+                "Kraken refused the nonce: give Standfast an API key that nothing else uses; if it has one, the clock \
+                 of the operator's node went back"
                     .into(),
             )),
         }

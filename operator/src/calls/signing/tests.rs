@@ -85,9 +85,9 @@ fn kraken_signs_as_published() {
     assert_eq!(headers(&call), [("api-key", "key"), ("api-sign", signature), ("content-type", content_type)]);
 }
 
-/// The texts are those of <https://bybit-exchange.github.io/docs/v5/guide>, "Create A Request"; the signatures published
-/// there are made with a secret that is not. These are made by
-/// `printf %s TEXT | openssl dgst -sha256 -hmac XXXXXXXXXX`.
+/// The texts are those of <https://bybit-exchange.github.io/docs/v5/guide>, "Create A Request"; the signatures
+/// published there are made with a secret that is not. These are made by `printf %s TEXT | openssl dgst -sha256 -hmac
+/// XXXXXXXXXX`.
 #[rstest]
 #[case(
     ("GET", "https://api-testnet.bybit.com/v5/order/realtime?category=option&symbol=BTC-29JUL22-25000-C", None),

@@ -191,7 +191,8 @@ async fn bybit(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap, p
     }
     let mut known = lock(books);
     let orders = known.orders.entry("bybit").or_default();
-    let show = |symbol: &&str| json!({"symbol": symbol, "orderId": "o-1", "orderLinkId": "c", "side": "Buy", "qty": "1"});
+    let show =
+        |symbol: &&str| json!({"symbol": symbol, "orderId": "o-1", "orderLinkId": "c", "side": "Buy", "qty": "1"});
     match asked {
         ("GET", "/v5/order/realtime") => tell(0, json!({"list": orders.iter().map(show).collect::<Vec<_>>()})),
         ("POST", "/v5/order/cancel-all") if parameters == r#"{"category":"linear","settleCoin":"USDT"}"# => {
@@ -228,7 +229,10 @@ async fn kraken(books: &Mutex<Books>, path: &str, headers: &HeaderMap, form: &st
     match path {
         "/0/private/OpenOrders" => {
             let show = |(n, pair): (usize, &&str)| {
-                (format!("OQCLML-{n}"), json!({"vol": "1.0", "descr": {"pair": pair, "type": "buy", "ordertype": "limit"}}))
+                (
+                    format!("OQCLML-{n}"),
+                    json!({"vol": "1.0", "descr": {"pair": pair, "type": "buy", "ordertype": "limit"}}),
+                )
             };
             let open: serde_json::Map<String, Value> = orders.iter().enumerate().map(show).collect();
             tell(&[], json!({"open": open}))
