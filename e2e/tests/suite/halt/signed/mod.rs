@@ -141,7 +141,7 @@ async fn s0_33_a_clock_that_differs_is_named_and_proves_nothing() -> Result<()> 
     };
     let status = world.halt_until("stale", "the clock is named", named).await?;
     assert_eq!(says(&status, c::ORDERS_CANCELLED), ("Unknown", "OrdersNotRead"));
-    assert_eq!((status.open_orders, status.times.halted_at), (None, None));
+    assert_eq!((status.open_orders, &status.times.halted_at), (None, &None));
     assert!(action(&status, "bybit/cancelOrders/0").1.contains("differs from the venue's by -3"), "{status:#?}");
     // Kraken does not look at the time.
     assert_eq!(exchanges.books().orders["kraken"], Vec::<&str>::new());
