@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use standfast_crds::v1alpha1::{
-    HaltPolicy, StepState, TradingHalt, TradingHaltStatus, TradingResume, halt_conditions as c, is_true,
+    HaltPolicy, PositionAction, StepState, TradingHalt, TradingHaltStatus, TradingResume, halt_conditions as c, is_true,
 };
 
-use super::{act, decide};
+use super::{act, closing, selection};
 use crate::{
     held,
     resume::{Subject, status::step},
@@ -44,13 +44,51 @@ pub fn allowing(venue: &str, resumes: &[TradingResume], system: &str, now: Times
     })
 }
 
+/// Where an open order may be a close that a halt has sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ClosesIn {
+    /// Nowhere: no close was sent, or all of them are done.
+    #[default]
+    Nothing,
+    /// In these symbols.
+    Symbols(Vec<String>),
+    /// In every symbol that is held.
+    Whatever,
+}
+
+impl ClosesIn {
+    /// What a halt closes at `venue`, as far as its status tells.
+    pub fn of(status: &TradingHaltStatus, venue: &str) -> Self {
+        if act::close_attempts(status, venue) == 0 {
+            return Self::Nothing;
+        }
+        let selection = status.venues.iter().find(|v| v.name == venue).and_then(|v| v.selection.as_ref());
+        match selection.map(selection::closing_symbols) {
+            None => Self::Whatever,
+            Some(symbols) if symbols.is_empty() => Self::Nothing,
+            Some(symbols) => Self::Symbols(symbols),
+        }
+    }
+
+    /// What another halt closes too.
+    pub fn add(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Whatever, _) | (_, Self::Nothing) => {}
+            (Self::Symbols(symbols), Self::Symbols(more)) => symbols.extend(more),
+            (_, other) => *self = other,
+        }
+    }
+}
+
 /// What the others do at one venue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
     /// One of them is closing positions and is not done: this halt leaves that to it, and does not suspend trading.
     pub closing: bool,
     /// One of them has sent closes: an open order may be a close.
     pub close_intended: bool,
+    /// Where such an order would be.
+    pub closes_in: ClosesIn,
     /// One of them has suspended trading.
     pub suspended: bool,
     /// When one of them, held or released, last allowed trading so that it could close positions.
@@ -66,16 +104,25 @@ impl Others {
         let statuses = || halts.iter().filter(of_system).filter_map(|h| Some((h, h.status.as_ref()?)));
         // Of several that close, the oldest does, so that nothing is closed twice.
         let age = |h: &TradingHalt| (h.metadata.creation_timestamp.clone(), h.metadata.uid.clone());
-        let closes = decide::closing_allowed(&halt.spec, policy);
+        let closes = closing::allowed(&halt.spec, policy).is_some();
+        // One that closes all goes before those that select: they would wait for each other, or close too little.
+        let before = |other: &TradingHalt| {
+            let all = |h: &TradingHalt| h.spec.positions.action == PositionAction::CloseAll;
+            if all(other) == all(halt) { age(other) < age(halt) } else { all(other) }
+        };
         let closing = |(other, status): (&TradingHalt, &TradingHaltStatus)| {
-            decide::closing_allowed(&other.spec, policy)
-                && (!closes || age(other) < age(halt))
-                && !is_true(&status.conditions, c::POSITIONS_CLOSED)
+            closing::allowed(&other.spec, policy).is_some()
+                && (!closes || before(other))
+                && !closing::finished(status)
                 && status.venues.iter().any(|v| v.name == venue && v.open_positions != Some(0))
         };
         Self {
             closing: statuses().any(closing),
             close_intended: statuses().any(|(_, s)| act::close_attempts(s, venue) > 0),
+            closes_in: statuses().fold(ClosesIn::Nothing, |mut all, (_, s)| {
+                all.add(ClosesIn::of(s, venue));
+                all
+            }),
             suspended: statuses().any(|(_, s)| act::suspends(s, venue)),
             allowed_at: halts
                 .iter()
