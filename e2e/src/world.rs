@@ -219,7 +219,8 @@ impl World {
             request["url"] = format!("{}{path}", self.venue_url).into();
             request
         };
-        let (close, account) = (request("DELETE", "/v2/positions/{symbol}?qty={quantity}"), request("GET", "/v2/account"));
+        let (close, account) =
+            (request("DELETE", "/v2/positions/{symbol}?qty={quantity}"), request("GET", "/v2/account"));
         venue["closePosition"] = json!({ "http": close });
         venue["equity"] = json!({"http": account, "path": "$.equity"});
         venue["quantityStep"] = "1".into();

@@ -388,7 +388,7 @@ pub enum PositionSide {
 }
 
 /// Positions of a venue that a halt closes: selected once, when no order was open any more, and not changed afterwards.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PositionSelection {
     /// As of when the positions were judged.
@@ -431,7 +431,7 @@ pub enum CloseState {
 }
 
 /// A position that a halt closes, wholly or in part.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SelectedPosition {
     /// The symbol.
@@ -454,10 +454,14 @@ pub struct SelectedPosition {
     /// How often a close was recorded, to be sent.
     #[serde(default)]
     pub attempts: i64,
-    /// The most of it that was read to be gone.
+    /// How much of it was read to go, from one read to the next: what somebody buys back does not lower it.
     #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed: Option<String>,
+    /// How much was held by the last read.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_held: Option<String>,
 }
 
 /// A position that could not be judged, and is kept.

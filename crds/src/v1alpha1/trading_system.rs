@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Duration, Expectation, HttpRequest, ItemAction, NumberRead, Objective, OrdersRead, PositionsRead, SecretKeyRef,
-    StateRead, conditions_schema,
+    Action, Duration, Expectation, HttpRequest, ItemAction, NumberRead, Objective, OrdersRead, PositionsRead,
+    SecretKeyRef, StateRead, conditions_schema,
 };
 
 /// The noun that everything else refers to: which workloads trade and which support them, where orders live and how

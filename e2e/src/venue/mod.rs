@@ -140,7 +140,9 @@ impl PaperVenue {
 
     /// Tells when a position was opened: Alpaca does not, other venues do.
     pub fn set_opened(&self, key: &str, symbol: &str, at: jiff::Timestamp) {
-        self.change(key, |book| drop(book.opened.insert(symbol.to_owned(), at)));
+        self.change(key, |book| {
+            book.opened.insert(symbol.to_owned(), at);
+        });
     }
 
     /// The open orders, oldest first.

@@ -151,12 +151,18 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
         ),
         (
             "a loss with a sign",
-            halt("bad", json!({"positions": {"action": "CloseMatching", "closeMatching": {"unrealizedLossBelowPercent": "-10"}}})),
+            halt(
+                "bad",
+                json!({"positions": {"action": "CloseMatching", "closeMatching": {"unrealizedLossBelowPercent": "-10"}}}),
+            ),
             "The TradingHalt \"bad\" is invalid: spec.positions.closeMatching.unrealizedLossBelowPercent: Invalid value: \"-10\": unrealizedLossBelowPercent is a loss in percent, written in quotes and without a sign, from \"0\" to \"100\": \"10\" closes what is below -10 %",
         ),
         (
             "a loss of more than everything",
-            halt("bad", json!({"positions": {"action": "CloseMatching", "closeMatching": {"unrealizedLossBelowPercent": "100.1"}}})),
+            halt(
+                "bad",
+                json!({"positions": {"action": "CloseMatching", "closeMatching": {"unrealizedLossBelowPercent": "100.1"}}}),
+            ),
             "The TradingHalt \"bad\" is invalid: spec.positions.closeMatching.unrealizedLossBelowPercent: Invalid value: \"100.1\": unrealizedLossBelowPercent is a loss in percent, written in quotes and without a sign, from \"0\" to \"100\": \"10\" closes what is below -10 %",
         ),
         (

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use rust_decimal::Decimal as Number;
+use serde_json::Value;
 use standfast_crds::v1alpha1::{
     LossScale, NumberRead, OrderFields, OrderSummary, OrdersRead, PositionFields, PositionSide, PositionSummary,
     PositionsRead,

@@ -5,7 +5,7 @@ use standfast_crds::v1alpha1::{
 };
 
 use super::{
-    decide::{Effect, Facts, ITEMS_PER_TICK, SYSTEM_UNREADABLE, Verdict, VenueFacts},
+    decide::{Effect, Facts, ITEMS_PER_TICK, SYSTEM_UNREADABLE, VenueFacts, Verdict},
     selection::{self, Account},
 };
 

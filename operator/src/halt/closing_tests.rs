@@ -36,8 +36,15 @@ fn held(list: Value) -> Positions {
 fn venue() -> VenueFacts {
     VenueFacts {
         name: "alpaca".into(),
-        offers: Offers { close_one: true, reads_orders: true, reads_positions: true, suspend: 1, allow: 1,
-            suspend_blocks_closing: true, ..Offers::default() },
+        offers: Offers {
+            close_one: true,
+            reads_orders: true,
+            reads_positions: true,
+            suspend: 1,
+            allow: 1,
+            suspend_blocks_closing: true,
+            ..Offers::default()
+        },
         orders: Some(Ok(Orders::default())),
         positions: Some(Ok(held(json!([
             {"symbol": "LOSES", "side": "Long", "quantity": "10", "unrealizedLossPercent": "12"},

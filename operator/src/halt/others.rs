@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
-use standfast_crds::v1alpha1::{
-    HaltPolicy, PositionAction, StepState, TradingHalt, TradingHaltStatus, TradingResume, halt_conditions as c, is_true,
-};
+use standfast_crds::v1alpha1::{HaltPolicy, PositionAction, StepState, TradingHalt, TradingHaltStatus, TradingResume};
 
 use super::{act, closing, selection};
 use crate::{
@@ -168,6 +166,54 @@ mod tests {
         assert!(!at(&[keep.clone(), flat], &keep).closing);
         let released = halt("old", 2, "CloseAll", json!({"latch": {"held": false, "configMap": "x"}}));
         assert!(!at(&[keep.clone(), released], &keep).closing);
+    }
+
+    #[test]
+    fn one_that_closes_all_goes_before_those_that_select_and_one_that_is_done_holds_nobody_up() {
+        let policy = json!({"allowedPositionActions": ["Keep", "CloseAll", "CloseMatching", "ReduceTo"]});
+        let policy = serde_json::from_value(policy).unwrap();
+        let said = |reason: &str| {
+            json!({"conditions": [{"type": "PositionsClosed", "status": "False", "reason": reason, "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]})
+        };
+        let closing = |all: &[&TradingHalt], halt: &TradingHalt| {
+            let all: Vec<_> = all.iter().map(|h| (*h).clone()).collect();
+            Others::at("alpaca", &all, halt, &policy).closing
+        };
+        let some = halt("some", 1, "CloseMatching", said("Closing"));
+        let (more, all) = (halt("more", 2, "ReduceTo", json!({})), halt("all", 3, "CloseAll", json!({})));
+        assert!(!closing(&[&some, &more, &all], &all), "it waits for nobody");
+        assert!(closing(&[&some, &all], &some), "the older one waits for it");
+        assert!(closing(&[&some, &more], &more) && !closing(&[&some, &more], &some), "the older of two that select");
+        for reason in ["NotJudged", "SelectionNotPossible"] {
+            let done = halt("some", 1, "CloseMatching", said(reason));
+            assert!(!closing(&[&done, &more], &more), "{reason}");
+        }
+    }
+
+    #[test]
+    fn closes_are_looked_for_where_they_were_sent() {
+        let status = |selection: Value| {
+            let mut status = json!({"phase": "Closing", "venues": [{"name": "alpaca"}],
+                "actions": [{"name": "alpaca/closePosition", "state": "Done", "attempts": 1}]});
+            if !selection.is_null() {
+                status["venues"][0]["selection"] =
+                    json!({"evaluatedAt": "2026-01-01T00:00:00.000000Z", "closes": selection});
+            }
+            serde_json::from_value::<TradingHaltStatus>(status).unwrap()
+        };
+        let close = |symbol: &str, state: &str| json!({"symbol": symbol, "side": "Long", "held": "1", "quantity": "1", "why": "", "state": state});
+        let of = |selection: Value| ClosesIn::of(&status(selection), "alpaca");
+        assert_eq!(of(Value::Null), ClosesIn::Whatever);
+        assert_eq!(of(json!([close("A", "Selected"), close("B", "Closed")])), ClosesIn::Nothing);
+        assert_eq!(of(json!([close("A", "Closing")])), ClosesIn::Symbols(vec!["A".into()]));
+        assert_eq!(ClosesIn::of(&status(Value::Null), "other"), ClosesIn::Nothing);
+        let mut both = of(json!([close("A", "Closing")]));
+        both.add(ClosesIn::Nothing);
+        both.add(of(json!([close("C", "Closing")])));
+        assert_eq!(both, ClosesIn::Symbols(vec!["A".into(), "C".into()]));
+        both.add(ClosesIn::Whatever);
+        assert_eq!(both, ClosesIn::Whatever);
     }
 
     #[test]

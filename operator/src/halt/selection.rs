@@ -121,6 +121,7 @@ fn close(held: &Held<'_>, quantity: Decimal, why: &str) -> SelectedPosition {
         state: CloseState::Selected,
         attempts: 0,
         closed: None,
+        still_held: None,
     }
 }
 
@@ -201,7 +202,8 @@ fn reduce(
     let equity = exact(equity).filter(|equity| *equity > Decimal::ZERO).ok_or_else(|| {
         format!("the equity is {equity}: no share of it can be held; create a halt with CloseAll to close everything")
     })?;
-    let percent = exact(&asked.exposure_percent).ok_or_else(|| format!("{:?} is not a percentage", asked.exposure_percent))?;
+    let percent =
+        exact(&asked.exposure_percent).ok_or_else(|| format!("{:?} is not a percentage", asked.exposure_percent))?;
     let step = match account.step {
         Some(step) => Some(
             exact(step)
@@ -220,7 +222,8 @@ fn reduce(
             break;
         }
         let quantity = enough(position.quantity, value, left - target, step).ok_or_else(large)?;
-        let why = format!("worth {}, the largest first: exposure {} is above {}", text(value), text(exposure), text(target));
+        let why =
+            format!("worth {}, the largest first: exposure {} is above {}", text(value), text(exposure), text(target));
         selection.closes.push(close(position, quantity, &why));
         if quantity < position.quantity {
             break;
@@ -267,12 +270,14 @@ pub fn follow(
     let mut followed = selection.clone();
     let mut lost = vec![];
     for item in followed.closes.iter_mut().filter(|item| item.state != CloseState::Closed) {
-        match gone(item, positions) {
-            Ok(gone) => {
-                let most = gone.max(item.closed.as_deref().and_then(exact).unwrap_or_default());
-                if most > Decimal::ZERO {
-                    item.closed = Some(text(most));
+        match still_held(item, positions) {
+            Ok(now) => {
+                let before = exact(item.still_held.as_deref().unwrap_or(&item.held)).unwrap_or(now);
+                if now < before {
+                    let closed = item.closed.as_deref().and_then(exact).unwrap_or_default();
+                    item.closed = Some(text(closed.saturating_add(before - now)));
                 }
+                item.still_held = Some(text(now));
                 if settled && left_of(item).is_zero() {
                     item.state = CloseState::Closed;
                 }
@@ -283,13 +288,13 @@ pub fn follow(
     (followed, lost)
 }
 
-/// How much of a selected position is gone since it was selected.
-fn gone(item: &SelectedPosition, positions: &[PositionSummary]) -> Result<Decimal, String> {
+/// How much of a selected position is there.
+fn still_held(item: &SelectedPosition, positions: &[PositionSummary]) -> Result<Decimal, String> {
     let held = exact(&item.held).ok_or("its recorded quantity is not a number")?;
     let mut now = Decimal::ZERO;
     for position in positions.iter().filter(|p| p.symbol.as_deref() == Some(item.symbol.as_str())) {
         match (position.side, position.quantity.as_deref().and_then(exact)) {
-            (Some(side), Some(quantity)) if side == item.side => now += quantity.abs(),
+            (Some(side), Some(quantity)) if side == item.side => now = now.saturating_add(quantity.abs()),
             // The other way round: nothing is left of what was selected.
             (Some(_), Some(_)) => {}
             _ => return Err("its quantity or side is not known any more".into()),
@@ -298,7 +303,7 @@ fn gone(item: &SelectedPosition, positions: &[PositionSummary]) -> Result<Decima
     if now > held {
         return Err(format!("it grew from {} to {}: somebody trades it", text(held), text(now)));
     }
-    Ok(held - now)
+    Ok(now)
 }
 
 /// How much of a selected position is still to be closed.
@@ -378,7 +383,8 @@ pub fn is_ours(client_order_id: &str) -> bool {
 /// What a venue does not declare and the halt needs to select and close positions there, in words.
 pub fn lacks(venue: &Venue, asked: &HaltPositions) -> Option<String> {
     let reads = &venue.open_positions;
-    let fields = |declared: fn(&standfast_crds::v1alpha1::PositionFields) -> bool| reads.iter().all(|r| declared(&r.fields));
+    let fields =
+        |declared: fn(&standfast_crds::v1alpha1::PositionFields) -> bool| reads.iter().all(|r| declared(&r.fields));
     let matching = asked.close_matching.as_ref();
     let reduces = asked.action == PositionAction::ReduceTo;
     let close = venue.close_position.as_ref().map(|a| &a.http);
@@ -388,7 +394,8 @@ pub fn lacks(venue: &Venue, asked: &HaltPositions) -> Option<String> {
         (reads.is_empty(), "openPositions"),
         (reads.iter().any(|r| r.count.is_some()), "openPositions that list them (count only counts)"),
         (
-            matching.is_some_and(|m| m.unrealized_loss_below_percent.is_some()) && !fields(|f| f.unrealized_loss.is_some()),
+            matching.is_some_and(|m| m.unrealized_loss_below_percent.is_some())
+                && !fields(|f| f.unrealized_loss.is_some()),
             "openPositions.fields.unrealizedLoss",
         ),
         (

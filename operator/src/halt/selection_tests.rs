@@ -16,7 +16,12 @@ fn asked(spec: Value) -> HaltPositions {
     serde_json::from_value(spec).unwrap()
 }
 
-fn select_with(spec: Value, list: Value, equity: Result<&str, &str>, step: Option<&str>) -> Result<PositionSelection, String> {
+fn select_with(
+    spec: Value,
+    list: Value,
+    equity: Result<&str, &str>,
+    step: Option<&str>,
+) -> Result<PositionSelection, String> {
     let account = Account { positions: &positions(list), equity, step, as_of: NOW.parse().unwrap() };
     select(&asked(spec), &account)
 }
@@ -57,11 +62,14 @@ fn s0_43_an_unknown_age_is_listed_and_not_closed(#[case] opened: Value, #[case] 
     let list = json!([{"symbol": "A", "side": "Long", "quantity": "5", "openedAt": opened}]);
     let spec = json!({"action": "CloseMatching", "closeMatching": {"heldLongerThan": "168h"}});
     let selection = select_with(spec, list, Err("not read"), None).unwrap();
-    assert_eq!((selection.closes.len(), selection.not_judged.len()), match closed {
-        Some(true) => (1, 0),
-        Some(false) => (0, 0),
-        None => (0, 1),
-    });
+    assert_eq!(
+        (selection.closes.len(), selection.not_judged.len()),
+        match closed {
+            Some(true) => (1, 0),
+            Some(false) => (0, 0),
+            None => (0, 1),
+        }
+    );
 }
 
 /// Both limits must hold; one that does not is enough to keep a position, whatever the other would say.
@@ -74,9 +82,11 @@ fn s0_43_an_unknown_age_is_listed_and_not_closed(#[case] opened: Value, #[case] 
 #[case(json!("11"), json!(null), (0, 1))]
 #[case(json!(null), json!("2025-01-01T00:00:00Z"), (0, 1))]
 fn all_that_is_given_must_hold(#[case] loss: Value, #[case] opened: Value, #[case] expected: (usize, usize)) {
-    let list = json!([{"symbol": "A", "side": "Long", "quantity": "5", "unrealizedLossPercent": loss, "openedAt": opened}]);
+    let list =
+        json!([{"symbol": "A", "side": "Long", "quantity": "5", "unrealizedLossPercent": loss, "openedAt": opened}]);
     let matching = json!({"unrealizedLossBelowPercent": "10", "heldLongerThan": "168h"});
-    let selection = select_with(json!({"action": "CloseMatching", "closeMatching": matching}), list, Err("-"), None).unwrap();
+    let selection =
+        select_with(json!({"action": "CloseMatching", "closeMatching": matching}), list, Err("-"), None).unwrap();
     assert_eq!((selection.closes.len(), selection.not_judged.len()), expected);
 }
 
@@ -152,7 +162,8 @@ fn a_value_that_is_not_known_is_listed_and_the_others_are_reduced() {
 
 #[test]
 fn more_than_a_status_holds_is_refused() {
-    let position = |n: usize| json!({"symbol": format!("S{n}"), "side": "Long", "quantity": "1", "unrealizedLossPercent": "50"});
+    let position =
+        |n: usize| json!({"symbol": format!("S{n}"), "side": "Long", "quantity": "1", "unrealizedLossPercent": "50"});
     let spec = || json!({"action": "CloseMatching", "closeMatching": {"unrealizedLossBelowPercent": "10"}});
     let list = |n: usize| Value::Array((0..n).map(position).collect());
     assert_eq!(select_with(spec(), list(LIMIT), Err("-"), None).unwrap().closes.len(), LIMIT);
@@ -173,6 +184,7 @@ fn one(held: &str, quantity: &str) -> PositionSelection {
             state: CloseState::Closing,
             attempts: 1,
             closed: None,
+            still_held: None,
         }],
         not_judged: vec![],
         not_judged_more: 0,

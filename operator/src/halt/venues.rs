@@ -7,8 +7,8 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 use standfast_crds::v1alpha1::{
-    CancelOrders, OrderSummary, PositionAction, PositionSelection, PositionSummary, TradingHalt, TradingHaltStatus, Venue, VenueStatus,
-    shorten,
+    CancelOrders, OrderSummary, PositionAction, PositionSelection, PositionSummary, TradingHalt, TradingHaltStatus,
+    Venue, VenueStatus, shorten,
 };
 use tokio::time::Instant;
 
@@ -284,7 +284,8 @@ pub(super) fn judge_venue(
     closes_in.add(others.closes_in.clone());
     let tagged = venue.close_position.as_ref().is_some_and(|a| template::uses(&a.http, "{clientOrderId}"));
     let ours = |order: &OrderSummary| is_close(order, &closes_in, tagged, held.as_deref());
-    let orders = read.orders.as_ref().map(|r| r.as_ref().map(|o| sort(o, cancel, &closes_in, ours)).map_err(Clone::clone));
+    let orders =
+        read.orders.as_ref().map(|r| r.as_ref().map(|o| sort(o, cancel, &closes_in, ours)).map_err(Clone::clone));
     let positions = read.positions.as_ref().map(|r| r.as_ref().map(open).map_err(Clone::clone));
     let stopped_since = memory.stopped_since;
     let cancels = cancels_needed(halt, venue, close_intended);

@@ -238,7 +238,7 @@ pub(super) fn lacking(spec: &TradingSystemSpec) -> Vec<Problem> {
             );
             found.push(problem("ClosePositionsMissing", message));
         }
-        for (action, lacking) in selecting.iter().filter_map(|a| Some((a, selection::unprepared(venue, *a)?))) {
+        for (action, lacking) in selecting.iter().filter_map(|a| Some((a, selection::unprepared(venue, **a)?))) {
             let message = format!(
                 "spec.haltPolicy allows {}, and spec.venues[{name}] lacks {lacking}: which positions to close could not \
                  be told, or they could not be closed one by one",

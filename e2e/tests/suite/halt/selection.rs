@@ -86,10 +86,16 @@ async fn s0_43_old_positions_are_closed_and_an_unknown_age_is_listed() -> Result
             world.venue.set_opened(KEY, symbol, at);
         }
     }
-    world.halt("out", json!({"positions": {"action": "CloseMatching", "closeMatching": {"heldLongerThan": "168h"}}})).await?;
+    world
+        .halt("out", json!({"positions": {"action": "CloseMatching", "closeMatching": {"heldLongerThan": "168h"}}}))
+        .await?;
     let status = world.halted("out").await?;
     assert_eq!(says(&status, c::POSITIONS_CLOSED), ("False", "NotJudged"));
-    assert!(message(&status, c::HALTED).contains("alpaca TSLA (its age is not known)"), "{}", message(&status, c::HALTED));
+    assert!(
+        message(&status, c::HALTED).contains("alpaca TSLA (its age is not known)"),
+        "{}",
+        message(&status, c::HALTED)
+    );
     assert_eq!(quantities(&world), [held("MSFT", 10), held("TSLA", 10)]);
     let listed: Vec<_> = selected(&status).not_judged.into_iter().map(|p| (p.symbol, p.why)).collect();
     assert_eq!(listed, [("TSLA".to_owned(), "its age is not known".to_owned())]);
@@ -148,10 +154,18 @@ async fn a_venue_that_cannot_tell_positions_apart_is_named() -> Result<()> {
         says(s, c::POSITIONS_CLOSED) == ("Unknown", "SelectionNotPossible") && says(s, c::ORDERS_CANCELLED).0 == "True"
     };
     let status = world.halt_until("out", "it is told, and orders are cancelled", told).await?;
-    assert!(message(&status, c::POSITIONS_CLOSED).starts_with("venue alpaca lacks closePosition and equity"), "{status:?}");
+    assert!(
+        message(&status, c::POSITIONS_CLOSED).starts_with("venue alpaca lacks closePosition and equity"),
+        "{status:?}"
+    );
     assert_eq!((world.venue.positions(KEY).len(), world.venue.open_orders(KEY).len()), (1, 0));
     // It is repaired under the halt.
-    world.patch::<standfast_crds::v1alpha1::TradingSystem>("system", json!({"spec": {"venues": [world.selecting_venue()]}})).await?;
+    world
+        .patch::<standfast_crds::v1alpha1::TradingSystem>(
+            "system",
+            json!({"spec": {"venues": [world.selecting_venue()]}}),
+        )
+        .await?;
     world.halted("out").await.map(drop)
 }
 
@@ -195,7 +209,8 @@ async fn s0_44_a_new_leader_does_not_repeat_a_partial_close() -> Result<()> {
     operator.cut_off();
     let _next = world.operator().await?;
     let reads = world.venue.requests("GET", "/v2/positions").len();
-    let looked = |v: &standfast_e2e::venue::PaperVenue| (v.requests("GET", "/v2/positions").len() > reads + 15).then_some(());
+    let looked =
+        |v: &standfast_e2e::venue::PaperVenue| (v.requests("GET", "/v2/positions").len() > reads + 15).then_some(());
     ensure!(world.venue.until(Duration::from_secs(60), looked).await.is_some(), "the new leader does not look");
     let status = world.halt_status("out").await?;
     assert_eq!((status.phase, status.times.halted_at.clone()), (HaltPhase::Closing, None));
@@ -253,7 +268,10 @@ async fn a_closed_market_is_named_and_positions_are_selected_when_it_opens() -> 
     let waits = |s: &TradingHaltStatus| says(s, c::POSITIONS_CLOSED) == ("False", "CannotCloseNow");
     let status = world.halt_until("out", "the market is closed", waits).await?;
     assert_eq!((status.phase, status.times.halted_at.clone()), (HaltPhase::Closing, None));
-    assert_eq!(message(&status, c::POSITIONS_CLOSED), "the market is closed; 1 positions are to be closed: alpaca AAPL");
+    assert_eq!(
+        message(&status, c::POSITIONS_CLOSED),
+        "the market is closed; 1 positions are to be closed: alpaca AAPL"
+    );
     assert_eq!(world.venue.requests("DELETE", "/v2/positions").len(), 0);
     world.venue.set_price("MSFT", 50);
     world.venue.set_market_open(true);

@@ -133,7 +133,9 @@ async fn sweep(scenario: Scenario) -> Result<()> {
             // What else a halt does is in its own scenario: here it is the closes, and what is written around them.
             _ if scenario == Scenario::Reduce && wish != "all" => match key.as_str() {
                 key if key.contains("/v2/positions/") => Fault::ALL.to_vec(),
-                key if key.starts_with("GET /v2/account#") || key.starts_with("GET /v2/positions#1") => vec![Fault::Error],
+                key if key.starts_with("GET /v2/account#") || key.starts_with("GET /v2/positions#1") => {
+                    vec![Fault::Error]
+                }
                 key if key.contains("tradinghalts/halt/status") => vec![Fault::ALL[place % 2]],
                 _ => vec![],
             },
