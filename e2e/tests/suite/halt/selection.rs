@@ -178,7 +178,7 @@ async fn s0_41_one_symbol_that_does_not_close_holds_up_only_itself() -> Result<(
     world.venue.fault(Fault::on("DELETE", "/v2/positions/AAPL", Action::status(500)));
     world.halt("out", losing()).await?;
     let listed = |s: &TradingHaltStatus| {
-        s.venues[0].selection.as_ref().is_some_and(|s| {
+        s.venues.first().and_then(|v| v.selection.as_ref()).is_some_and(|s| {
             s.closes.iter().any(|c| c.symbol == "MSFT" && c.state == CloseState::Closed)
                 && s.closes.iter().any(|c| c.symbol == "AAPL" && c.attempts > 2)
         })
@@ -288,7 +288,9 @@ async fn a_second_halt_closes_all_where_the_first_is_stuck() -> Result<()> {
     world.venue.set_position(KEY, "MSFT", 10, 105);
     world.venue.fault(Fault::on("DELETE", "/v2/positions/AAPL", Action::status(500)));
     world.halt("some", losing()).await?;
-    let tried = |s: &TradingHaltStatus| s.venues[0].selection.as_ref().is_some_and(|s| s.closes[0].attempts > 0);
+    let tried = |s: &TradingHaltStatus| {
+        s.venues.first().and_then(|v| v.selection.as_ref()).is_some_and(|s| s.closes[0].attempts > 0)
+    };
     world.halt_until("some", "AAPL was tried", tried).await?;
     world.halt("all", close_all()).await?;
     let status = world.halted("all").await?;
