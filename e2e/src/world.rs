@@ -209,6 +209,26 @@ impl World {
         })
     }
 
+    /// The same venue, with all that is needed to close some positions and not others. Positions are closed by
+    /// Alpaca's `DELETE /v2/positions/{symbol}`, in whole shares.
+    pub fn selecting_venue(&self) -> Value {
+        let mut venue = self.venue_spec();
+        let request = |method: &str, path: &str| {
+            let mut request = venue["cancelOrders"][0]["http"].clone();
+            request["method"] = method.into();
+            request["url"] = format!("{}{path}", self.venue_url).into();
+            request
+        };
+        let (close, account) =
+            (request("DELETE", "/v2/positions/{symbol}?qty={quantity}"), request("GET", "/v2/account"));
+        venue["closePosition"] = json!({ "http": close });
+        venue["equity"] = json!({"http": account, "path": "$.equity"});
+        venue["quantityStep"] = "1".into();
+        venue["openPositions"][0]["fields"] = json!({"side": "$.side", "openedAt": "$.opened_at",
+            "unrealizedLoss": {"path": "$.unrealized_plpc", "scale": "ProfitFraction"}});
+        venue
+    }
+
     /// Creates a TradingSystem `system` with these trading Deployments and this world's venue. `patch` is merged into
     /// its spec.
     pub async fn system(&self, bots: &[&str], patch: Value) -> Result<TradingSystem> {

@@ -112,7 +112,8 @@ pub struct HttpRequest {
     /// The method; `GET` if none is given.
     #[serde(default)]
     pub method: HttpMethod,
-    /// The whole address. Requests for one order or position may use `{id}`, `{symbol}` and `{quantity}`, which are percent-encoded.
+    /// The whole address. Requests for one order or position may use `{id}`, `{symbol}`
+    /// and `{quantity}`, those for a position `{side}` and `{clientOrderId}` too. They are percent-encoded.
     #[schemars(length(min = 1, max = 2048))]
     pub url: String,
     /// Headers with plain values.
@@ -193,7 +194,9 @@ pub struct Action {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ItemAction {
-    /// The request, with `{id}`, `{symbol}` and `{quantity}` in its address or body.
+    /// The request, with `{id}`, `{symbol}` and `{quantity}` in its address or body. `closePosition` also has `{side}`
+    /// (`buy` or `sell`: which way the closing order goes) and `{clientOrderId}` (at most 36 of `a-z0-9-`, another one for
+    /// each attempt); its `{quantity}` has no sign.
     pub http: HttpRequest,
 }
 
@@ -244,6 +247,57 @@ pub struct PositionFields {
     #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_value: Option<String>,
+    /// Which way it goes: `long` or `buy`, `short` or `sell`, in any case. Where it is not given, the sign of the quantity
+    /// tells it.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub side: Option<String>,
+    /// What the position would lose if it was closed now. Needed for `unrealizedLossBelowPercent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrealized_loss: Option<LossField>,
+    /// When the position was opened: RFC 3339, or Unix seconds or milliseconds. Needed for `heldLongerThan`.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened_at: Option<String>,
+}
+
+/// Where the unrealized loss of a position is, and how it is written there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LossField {
+    /// JSONPath of the value in the item, for example `$.unrealized_plpc`.
+    #[schemars(length(min = 1, max = 256))]
+    pub path: String,
+    /// How the value is to be read.
+    pub scale: LossScale,
+}
+
+/// How a venue writes what a position has won or lost, relative to what was paid for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LossScale {
+    /// The profit as a fraction: `-0.1` is a loss of 10 %.
+    ProfitFraction,
+    /// The profit in percent: `-10` is a loss of 10 %.
+    ProfitPercent,
+}
+
+/// A read of one number. Exactly one transport is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.http) != has(self.job)", "a read has exactly one transport: give either http or job"))]
+#[x_kube(validation = ("!has(self.http) || self.http.method in ['GET', 'POST']", "a read changes nothing: write method: GET, or POST where the source is asked that way"))]
+#[x_kube(validation = ("!has(self.http) || has(self.path)", "path is missing: the JSONPath of the number in the answer, for example $.equity"))]
+pub struct NumberRead {
+    /// The request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpRequest>,
+    /// The Job; repeated at most every 5 minutes. It answers by its termination message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobAction>,
+    /// JSONPath of the number in the answer; for a Job `$.equity` if not given.
+    #[schemars(length(min = 1, max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 /// A read of open orders. Exactly one transport is set. A Job answers by its termination message.

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LocalReference, PositionAction, WorkloadKind, conditions_schema};
+use super::{Duration, LocalReference, PositionAction, WorkloadKind, conditions_schema};
 
 /// Halts a trading system and keeps it halted until a TradingResume releases it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -75,11 +75,82 @@ pub struct HaltOrders {
 }
 
 /// What happens to positions.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("(self.action == 'CloseMatching') == has(self.closeMatching)", "closeMatching goes with action: CloseMatching, and is needed there: write closeMatching: {unrealizedLossBelowPercent: \"10\"} or closeMatching: {heldLongerThan: 168h}"))]
+#[x_kube(validation = ("(self.action == 'ReduceTo') == has(self.reduceTo)", "reduceTo goes with action: ReduceTo, and is needed there: write reduceTo: {exposurePercent: \"50\"}"))]
 pub struct HaltPositions {
     /// What is done. Default `Keep`. What the system's `haltPolicy.allowedPositionActions` does not list is not done.
+    #[serde(default)]
     pub action: PositionAction,
+    /// Which positions are closed; for `CloseMatching`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub close_matching: Option<CloseMatching>,
+    /// How much is left; for `ReduceTo`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_to: Option<ReduceTo>,
+}
+
+impl HaltPositions {
+    /// The action alone, for those that need nothing else.
+    pub fn of(action: PositionAction) -> Self {
+        Self { action, ..Self::default() }
+    }
+}
+
+impl std::fmt::Display for HaltPositions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.action.as_str())?;
+        if let Some(CloseMatching { unrealized_loss_below_percent, held_longer_than }) = &self.close_matching {
+            let loss = unrealized_loss_below_percent.iter().map(|percent| format!("loss above {percent} %"));
+            let held = held_longer_than.iter().map(|age| format!("held longer than {age}"));
+            write!(f, " ({})", loss.chain(held).collect::<Vec<_>>().join(" and "))?;
+        }
+        if let Some(ReduceTo { exposure_percent, .. }) = &self.reduce_to {
+            write!(f, " ({exposure_percent} % of equity)")?;
+        }
+        Ok(())
+    }
+}
+
+/// Which positions `CloseMatching` closes: those for which all that is given holds. One of which that is not known is
+/// listed and not closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.unrealizedLossBelowPercent) || has(self.heldLongerThan)", "closeMatching needs at least one of unrealizedLossBelowPercent and heldLongerThan; to close everything write action: CloseAll"))]
+pub struct CloseMatching {
+    /// Those that lose more than so many percent of what was paid for them, as a decimal string: `"10"` closes what is
+    /// below -10 %, `"0"` all that loses.
+    #[schemars(length(min = 1, max = 24))]
+    #[x_kube(validation = (r"self.matches('^[0-9]{1,3}(\\.[0-9]{1,18})?$') && double(self) <= 100.0", "unrealizedLossBelowPercent is a loss in percent, written in quotes and without a sign, from \"0\" to \"100\": \"10\" closes what is below -10 %"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrealized_loss_below_percent: Option<String>,
+    /// Those that were opened longer ago than this.
+    #[x_kube(validation = ("duration(self) > duration('0s')", "heldLongerThan is longer than zero, for example 168h; to close everything write action: CloseAll"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_longer_than: Option<Duration>,
+}
+
+/// How far `ReduceTo` reduces, at each venue by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReduceTo {
+    /// What all positions together may be worth, long and short added up, in percent of the venue's equity, as a decimal
+    /// string: `"50"` is a half.
+    #[schemars(length(min = 1, max = 24))]
+    #[x_kube(validation = (r"self.matches('^[0-9]{1,4}(\\.[0-9]{1,18})?$') && double(self) >= 1.0 && double(self) <= 1000.0", "exposurePercent is in percent of equity, written in quotes, from \"1\" to \"1000\": \"50\" is a half; to close everything write action: CloseAll"))]
+    pub exposure_percent: String,
+    /// Which positions are closed first. Default `LargestFirst`.
+    #[serde(default)]
+    pub order: ReductionOrder,
+}
+
+/// Which positions are closed first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ReductionOrder {
+    /// Those of the largest value, whichever way they go.
+    #[default]
+    LargestFirst,
 }
 
 /// What people read in one word. Programs read the conditions.
@@ -295,6 +366,118 @@ pub struct PositionSummary {
     #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_value: Option<String>,
+    /// Which way it goes, as far as the venue tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub side: Option<PositionSide>,
+    /// What it would lose if it was closed now, in percent of what was paid; negative for a profit.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrealized_loss_percent: Option<String>,
+    /// When it was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened_at: Option<MicroTime>,
+}
+
+/// Which way a position goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum PositionSide {
+    /// Bought: closed by selling.
+    Long,
+    /// Sold without having it: closed by buying.
+    Short,
+}
+
+/// Positions of a venue that a halt closes: selected once, when no order was open any more, and not changed afterwards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PositionSelection {
+    /// As of when the positions were judged.
+    pub evaluated_at: MicroTime,
+    /// What the account was worth; for `ReduceTo`.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equity: Option<String>,
+    /// What the positions were worth, long and short added up; for `ReduceTo`.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposure: Option<String>,
+    /// What is closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 500))]
+    pub closes: Vec<SelectedPosition>,
+    /// What is not closed because it could not be judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub not_judged: Vec<UnjudgedPosition>,
+    /// Further ones that found no room in `notJudged`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_judged_more: i64,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+/// How far the close of a selected position is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CloseState {
+    /// Nothing was sent yet.
+    #[default]
+    Selected,
+    /// An attempt was recorded: it may have been sent.
+    Closing,
+    /// As much as was selected is closed, read back `verifyReads` times. It stays so.
+    Closed,
+}
+
+/// A position that a halt closes, wholly or in part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SelectedPosition {
+    /// The symbol.
+    #[schemars(length(max = 256))]
+    pub symbol: String,
+    /// Which way it goes.
+    pub side: PositionSide,
+    /// How much was held when it was selected, without a sign.
+    #[schemars(length(max = 256))]
+    pub held: String,
+    /// How much of it is closed.
+    #[schemars(length(max = 256))]
+    pub quantity: String,
+    /// Why.
+    #[schemars(length(max = 256))]
+    pub why: String,
+    /// How far it is.
+    #[serde(default)]
+    pub state: CloseState,
+    /// How often a close was recorded, to be sent.
+    #[serde(default)]
+    pub attempts: i64,
+    /// How much of it was read to go, from one read to the next: what somebody buys back does not lower it.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<String>,
+    /// How much was held by the last read.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_held: Option<String>,
+}
+
+/// A position that could not be judged, and is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnjudgedPosition {
+    /// The symbol.
+    #[schemars(length(max = 256))]
+    pub symbol: String,
+    /// The quantity, as the venue writes it.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantity: Option<String>,
+    /// What is not known of it.
+    #[schemars(length(max = 256))]
+    pub why: String,
 }
 
 /// What is known at one venue.
@@ -329,6 +512,9 @@ pub struct VenueStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     pub positions: Vec<PositionSummary>,
+    /// What `CloseMatching` or `ReduceTo` closes here; absent until it is selected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<PositionSelection>,
     /// Why the last read failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, Objective, OrdersRead,
+    Action, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, NumberRead, Objective, OrdersRead,
     PositionsRead, SecretKeyRef, StateRead, conditions_schema,
 };
 
@@ -211,9 +211,19 @@ pub struct Venue {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub close_positions: Vec<Action>,
-    /// Closes one position.
+    /// Closes one position. Needed for `CloseMatching` and `ReduceTo`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_position: Option<ItemAction>,
+    /// The smallest step of a quantity, as a decimal string: `"1"` for whole shares. With it `ReduceTo` closes a part of
+    /// the last position, rounded up to whole steps; `closePosition` must then use `{quantity}`. Without it positions
+    /// are closed as a whole.
+    #[schemars(length(min = 1, max = 40))]
+    #[x_kube(validation = (r"self.matches('^[0-9]{1,12}(\\.[0-9]{1,18})?$') && double(self) > 0.0", "quantityStep is a positive decimal number in quotes, such as \"1\" or \"0.001\""))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantity_step: Option<String>,
+    /// Reads what the account is worth, all positions included. Needed for `ReduceTo`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equity: Option<NumberRead>,
     /// Reads open positions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -402,6 +412,27 @@ pub enum PositionAction {
     Keep,
     /// Close all of them at the market.
     CloseAll,
+    /// Close those that lose too much, or were held for too long.
+    CloseMatching,
+    /// Close until what is held is worth at most a share of the account's equity.
+    ReduceTo,
+}
+
+impl PositionAction {
+    /// The action's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "Keep",
+            Self::CloseAll => "CloseAll",
+            Self::CloseMatching => "CloseMatching",
+            Self::ReduceTo => "ReduceTo",
+        }
+    }
+
+    /// Whether it closes some positions only, which are selected once.
+    pub const fn selects(self) -> bool {
+        matches!(self, Self::CloseMatching | Self::ReduceTo)
+    }
 }
 
 /// Counts, intervals and limits of halting.

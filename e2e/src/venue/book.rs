@@ -78,6 +78,8 @@ pub struct Book {
     pub(super) by_client_id: HashMap<String, usize>,
     pub(super) open: BTreeSet<usize>,
     pub(super) holdings: BTreeMap<String, Holding>,
+    /// When positions were opened, where somebody told it.
+    pub(super) opened: BTreeMap<String, Timestamp>,
     seed: RandomState,
 }
 
@@ -96,6 +98,7 @@ impl Book {
             by_client_id: HashMap::new(),
             open: BTreeSet::new(),
             holdings: BTreeMap::new(),
+            opened: BTreeMap::new(),
             seed,
         }
     }
@@ -218,9 +221,15 @@ impl Book {
         }
         let qty = match amount {
             CloseAmount::All => held,
+            // "Can accept up to 9 decimal points", the same page says.
+            CloseAmount::Quantity(qty) if qty.normalize().scale() > 9 => {
+                return Err(Refusal::invalid("qty must have at most 9 decimal places"));
+            }
             CloseAmount::Quantity(qty) => qty,
             CloseAmount::Percentage(percent) if percent > Decimal::ZERO && percent <= Decimal::ONE_HUNDRED => {
-                (held * percent / Decimal::ONE_HUNDRED).round_dp(9)
+                let qty = held * percent / Decimal::ONE_HUNDRED;
+                // "Would only sell fractional if position is originally fractional": <https://docs.alpaca.markets/reference/deleteopenposition-1>
+                if held.is_integer() { qty.floor() } else { qty.round_dp(9) }
             }
             CloseAmount::Percentage(_) => return Err(Refusal::invalid("percentage must be between 0 and 100")),
         };

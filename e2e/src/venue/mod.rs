@@ -138,6 +138,13 @@ impl PaperVenue {
         self.change(key, |book| book.set_position(symbol, qty, price));
     }
 
+    /// Tells when a position was opened: Alpaca does not, other venues do.
+    pub fn set_opened(&self, key: &str, symbol: &str, at: jiff::Timestamp) {
+        self.change(key, |book| {
+            book.opened.insert(symbol.to_owned(), at);
+        });
+    }
+
     /// The open orders, oldest first.
     pub fn open_orders(&self, key: &str) -> Vec<Order> {
         self.see(key, |book, _| book.open_orders().cloned().collect())

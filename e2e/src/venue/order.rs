@@ -292,6 +292,8 @@ pub struct Position {
     pub available: Decimal,
     /// The price of the moment.
     pub current_price: Decimal,
+    /// When it was opened, where a test told it. Alpaca does not tell it, other venues do.
+    pub opened_at: Option<Timestamp>,
 }
 
 impl Position {
@@ -301,7 +303,7 @@ impl Position {
         let cost = self.qty * self.avg_entry_price;
         let profit = value - cost;
         let share = if cost.is_zero() { Decimal::ZERO } else { (profit / cost.abs()).round_dp(10) };
-        json!({
+        let mut body = json!({
             "asset_id": asset_id(&self.symbol),
             "symbol": self.symbol,
             "exchange": "NASDAQ",
@@ -320,7 +322,11 @@ impl Position {
             "lastday_price": text(self.current_price),
             "change_today": "0",
             "qty_available": text(self.available),
-        })
+        });
+        if let Some(at) = self.opened_at {
+            body["opened_at"] = json!(time(at));
+        }
+        body
     }
 }
 

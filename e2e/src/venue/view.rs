@@ -48,6 +48,7 @@ impl Book {
             avg_entry_price: holding.avg_entry_price,
             available: holding.qty.abs() - held,
             current_price: market.price(symbol),
+            opened_at: self.opened.get(symbol).copied(),
         })
     }
 

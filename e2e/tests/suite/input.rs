@@ -195,7 +195,63 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
         (
             "an action that does not exist",
             halt("bad", json!({"positions": {"action": "Close"}})),
-            "The TradingHalt \"bad\" is invalid: \n* spec.positions.action: Unsupported value: \"Close\": supported values: \"Keep\", \"CloseAll\"\n* <nil>: Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+            "The TradingHalt \"bad\" is invalid: \n* spec.positions.action: Unsupported value: \"Close\": supported values: \"Keep\", \"CloseAll\", \"CloseMatching\", \"ReduceTo\"\n* <nil>: Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+        ),
+        (
+            "a selection without its parameters",
+            halt("bad", json!({"positions": {"action": "CloseMatching"}})),
+            "The TradingHalt \"bad\" is invalid: spec.positions: Invalid value: closeMatching goes with action: CloseMatching, and is needed there: write closeMatching: {unrealizedLossBelowPercent: \"10\"} or closeMatching: {heldLongerThan: 168h}",
+        ),
+        (
+            "parameters of another action",
+            halt("bad", json!({"positions": {"action": "CloseAll", "reduceTo": {"exposurePercent": "50"}}})),
+            "The TradingHalt \"bad\" is invalid: spec.positions: Invalid value: reduceTo goes with action: ReduceTo, and is needed there: write reduceTo: {exposurePercent: \"50\"}",
+        ),
+        (
+            "parameters without an action",
+            halt("bad", json!({"positions": {"closeMatching": {"heldLongerThan": "168h"}}})),
+            "The TradingHalt \"bad\" is invalid: spec.positions: Invalid value: closeMatching goes with action: CloseMatching, and is needed there: write closeMatching: {unrealizedLossBelowPercent: \"10\"} or closeMatching: {heldLongerThan: 168h}",
+        ),
+        (
+            "a selection of everything",
+            halt("bad", json!({"positions": {"action": "CloseMatching", "closeMatching": {}}})),
+            "The TradingHalt \"bad\" is invalid: spec.positions.closeMatching: Invalid value: closeMatching needs at least one of unrealizedLossBelowPercent and heldLongerThan; to close everything write action: CloseAll",
+        ),
+        (
+            "a loss with a sign",
+            halt(
+                "bad",
+                json!({"positions": {"action": "CloseMatching", "closeMatching": {"unrealizedLossBelowPercent": "-10"}}}),
+            ),
+            "The TradingHalt \"bad\" is invalid: spec.positions.closeMatching.unrealizedLossBelowPercent: Invalid value: \"-10\": unrealizedLossBelowPercent is a loss in percent, written in quotes and without a sign, from \"0\" to \"100\": \"10\" closes what is below -10 %",
+        ),
+        (
+            "a loss of more than everything",
+            halt(
+                "bad",
+                json!({"positions": {"action": "CloseMatching", "closeMatching": {"unrealizedLossBelowPercent": "100.1"}}}),
+            ),
+            "The TradingHalt \"bad\" is invalid: spec.positions.closeMatching.unrealizedLossBelowPercent: Invalid value: \"100.1\": unrealizedLossBelowPercent is a loss in percent, written in quotes and without a sign, from \"0\" to \"100\": \"10\" closes what is below -10 %",
+        ),
+        (
+            "an age of zero",
+            halt("bad", json!({"positions": {"action": "CloseMatching", "closeMatching": {"heldLongerThan": "0s"}}})),
+            "The TradingHalt \"bad\" is invalid: spec.positions.closeMatching.heldLongerThan: Invalid value: \"0s\": heldLongerThan is longer than zero, for example 168h; to close everything write action: CloseAll",
+        ),
+        (
+            "a fraction for a percentage",
+            halt("bad", json!({"positions": {"action": "ReduceTo", "reduceTo": {"exposurePercent": "0.5"}}})),
+            "The TradingHalt \"bad\" is invalid: spec.positions.reduceTo.exposurePercent: Invalid value: \"0.5\": exposurePercent is in percent of equity, written in quotes, from \"1\" to \"1000\": \"50\" is a half; to close everything write action: CloseAll",
+        ),
+        (
+            "a step of nothing",
+            system(&world, "bad", venue(&world, "/quantityStep", "0.00".into())),
+            "The TradingSystem \"bad\" is invalid: spec.venues[0].quantityStep: Invalid value: \"0.00\": quantityStep is a positive decimal number in quotes, such as \"1\" or \"0.001\"",
+        ),
+        (
+            "an equity from nowhere",
+            system(&world, "bad", venue(&world, "/equity", json!({"http": {"url": "https://broker.example/account"}}))),
+            "The TradingSystem \"bad\" is invalid: spec.venues[0].equity: Invalid value: path is missing: the JSONPath of the number in the answer, for example $.equity",
         ),
     ];
     let mut wrong = vec![];

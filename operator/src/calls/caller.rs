@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 use standfast_crds::v1alpha1::{
-    ActionState, HttpAuth, HttpMethod, HttpRequest, OrdersRead, PositionSummary, PositionsRead, SecretKeyRef, StateRead,
+    ActionState, HttpAuth, HttpMethod, HttpRequest, NumberRead, OrdersRead, PositionSummary, PositionsRead, SecretKeyRef, StateRead,
 };
 use url::Url;
 
@@ -14,7 +14,7 @@ use super::{
     Item, Order, Orders, Outcome, Positions, ReadError,
     document::{Document, Path, Scalar},
     expect,
-    extract::{Kept, Page, Reader, order_reader, position_reader},
+    extract::{self, Kept, Page, Reader, order_reader, position_reader},
     secrets,
     signing::{self, Signed, Signer, Signing},
     template,
@@ -163,6 +163,16 @@ impl Caller {
         let about = |why: String| ReadError(format!("{what}: {why}"));
         let found = scalar_at(&self.document(call).await?.document, &path).map_err(about)?;
         expect::holds(&read.expect, &found, Timestamp::now()).map_err(|error| about(format!("{path}: {error}")))
+    }
+
+    /// Reads a number over HTTP, as it is written there.
+    pub async fn read_number(&self, namespace: &str, read: &NumberRead) -> Result<String, ReadError> {
+        let request = read.http.as_ref().ok_or_else(|| ReadError("this read of a number is a Job".into()))?;
+        let path = extract::number_path(read)?;
+        let call = self.prepare(namespace, request, None).await.map_err(|e| ReadError(e.to_string()))?;
+        let what = describe(&call);
+        let answer = self.document(call).await?;
+        extract::number_at(&answer.document, &path).map_err(|why| ReadError(format!("{what}: {why}")))
     }
 
     async fn secrets<'a>(&self, namespace: &str, requests: impl IntoIterator<Item = &'a HttpRequest>) -> Secrets {

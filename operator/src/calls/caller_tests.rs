@@ -121,7 +121,7 @@ async fn a_call_has_everything() {
     wanted.url = "https://venue.example/v2/orders/{id}".into();
     wanted.headers = vec![standfast_crds::v1alpha1::Header { name: "X-Plain".into(), value: "v".into() }];
     wanted.body = Some(json!({"qty": "{quantity}"}));
-    let item = Item { id: "a/b".into(), symbol: "S".into(), quantity: "1.50".into() };
+    let item = Item { id: "a/b".into(), symbol: "S".into(), quantity: "1.50".into(), ..Item::default() };
     let call = caller.prepare("trading", &wanted, Some(&item)).await.unwrap();
     assert_eq!(call.url, "https://venue.example/v2/orders/a%2Fb");
     assert_eq!(call.method, Method::DELETE);

@@ -65,7 +65,8 @@ fn number(scalar: &Scalar) -> Option<Decimal> {
     }
 }
 
-fn time(scalar: &Scalar) -> Option<Timestamp> {
+/// A time: RFC 3339, or Unix seconds or milliseconds.
+pub fn time(scalar: &Scalar) -> Option<Timestamp> {
     let (Scalar::Number(text) | Scalar::Text(text)) = scalar else { return None };
     if let Scalar::Text(text) = scalar
         && let Ok(time) = text.parse::<Timestamp>()

@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use rust_decimal::Decimal as Number;
 use serde_json::Value;
-use standfast_crds::v1alpha1::{OrderFields, OrderSummary, OrdersRead, PositionFields, PositionSummary, PositionsRead};
+use standfast_crds::v1alpha1::{
+    LossScale, NumberRead, OrderFields, OrderSummary, OrdersRead, PositionFields, PositionSide, PositionSummary,
+    PositionsRead,
+};
 use url::Url;
 
 use super::{
     Order, Orders, Positions, ReadError,
     decimal::Decimal,
     document::{Document, ListPath, Node, Path, Scalar},
+    expect, number,
 };
 
 /// The longest part of an order or position, in characters: no status takes a longer one.
@@ -32,8 +38,8 @@ impl Kept for Order {
 
 impl Kept for PositionSummary {
     fn bytes(&self) -> usize {
-        let Self { symbol, quantity, market_value } = self;
-        [symbol, quantity, market_value].into_iter().flatten().map(String::len).sum()
+        let Self { symbol, quantity, market_value, unrealized_loss_percent, side: _, opened_at: _ } = self;
+        [symbol, quantity, market_value, unrealized_loss_percent].into_iter().flatten().map(String::len).sum()
     }
 }
 
@@ -275,6 +281,9 @@ struct PositionParts {
     symbol: Path,
     quantity: Path,
     market_value: Path,
+    side: Option<Path>,
+    loss: Option<(Path, LossScale)>,
+    opened_at: Option<Path>,
 }
 
 impl PositionParts {
@@ -283,8 +292,55 @@ impl PositionParts {
             symbol: field("symbol", fields.symbol.as_deref(), "$.symbol")?,
             quantity: field("quantity", fields.quantity.as_deref(), "$.qty")?,
             market_value: field("marketValue", fields.market_value.as_deref(), "$.market_value")?,
+            side: optional("side", fields.side.as_deref())?,
+            loss: match &fields.unrealized_loss {
+                Some(loss) => Some((field("unrealizedLoss.path", Some(&loss.path), "")?, loss.scale)),
+                None => None,
+            },
+            opened_at: optional("openedAt", fields.opened_at.as_deref())?,
         })
     }
+
+    /// Which way a position goes; `None` when it is not told.
+    fn side(&self, item: Node<'_>, quantity: Option<&str>) -> Result<Option<PositionSide>, String> {
+        let said = match &self.side {
+            Some(path) => text(item, path, "side")?.map(|side| side.to_ascii_lowercase()),
+            None => None,
+        };
+        let signed = || {
+            let quantity = number::exact(quantity?)?;
+            Some(if quantity < Number::ZERO { PositionSide::Short } else { PositionSide::Long })
+        };
+        Ok(match said.as_deref() {
+            Some("long" | "buy") => Some(PositionSide::Long),
+            Some("short" | "sell") => Some(PositionSide::Short),
+            // What an account that does not keep both ways apart says.
+            None | Some("both" | "net") => signed(),
+            Some(_) => None,
+        })
+    }
+
+    /// The loss in percent; `None` when it is not told, or is not a number.
+    fn loss(&self, item: Node<'_>) -> Result<Option<String>, String> {
+        let Some((path, scale)) = &self.loss else { return Ok(None) };
+        let profit = text(item, path, "unrealizedLoss")?.as_deref().and_then(number::exact);
+        let loss = profit.and_then(|profit| match scale {
+            LossScale::ProfitFraction => profit.checked_mul(Number::NEGATIVE_ONE)?.checked_mul(Number::ONE_HUNDRED),
+            LossScale::ProfitPercent => profit.checked_mul(Number::NEGATIVE_ONE),
+        });
+        Ok(loss.map(number::text))
+    }
+
+    /// When it was opened; `None` when it is not told, or is not a time.
+    fn opened_at(&self, item: Node<'_>) -> Result<Option<MicroTime>, String> {
+        let Some(path) = &self.opened_at else { return Ok(None) };
+        let found = item.one(path).map_err(|why| format!("fields.openedAt: {why}"))?;
+        Ok(found.as_ref().and_then(expect::time).map(MicroTime))
+    }
+}
+
+fn optional(name: &str, given: Option<&str>) -> Result<Option<Path>, String> {
+    given.map(|path| field(name, Some(path), "")).transpose()
 }
 
 impl ItemParser<PositionSummary> for PositionParts {
@@ -296,8 +352,11 @@ impl ItemParser<PositionSummary> for PositionParts {
         }
         Ok(Some(PositionSummary {
             symbol: text(item, &self.symbol, "symbol")?,
-            quantity,
             market_value: text(item, &self.market_value, "marketValue")?,
+            side: self.side(item, quantity.as_deref())?,
+            unrealized_loss_percent: self.loss(item)?,
+            opened_at: self.opened_at(item)?,
+            quantity,
         }))
     }
 }
@@ -326,6 +385,26 @@ pub fn job_positions(read: &PositionsRead, value: &Value) -> Result<Positions, R
         Page::Count(count) => Positions { count, ..Positions::default() },
         Page::Items { items, .. } => Positions { count: items.len(), positions: items, listed: true },
     })
+}
+
+/// The number in what a Job said.
+pub fn job_number(read: &NumberRead, value: &Value) -> Result<String, ReadError> {
+    let path = number_path(read)?;
+    number_at(&Document::of(value.clone()), &path).map_err(|why| ReadError(format!("the Job's result: {why}")))
+}
+
+/// Where the number of a read is.
+pub fn number_path(read: &NumberRead) -> Result<Path, ReadError> {
+    Path::parse(read.path.as_deref().unwrap_or("$.equity")).map_err(|why| ReadError(format!("path: {why}")))
+}
+
+/// The number at `path`, as it was written.
+pub fn number_at(document: &Document, path: &Path) -> Result<String, String> {
+    let found = document.root().one(path)?.ok_or_else(|| format!("the answer has nothing at {path}"))?;
+    match found {
+        Scalar::Number(text) | Scalar::Text(text) if Decimal::parse(&text).is_some() && text.len() <= PART => Ok(text),
+        _ => Err(format!("what stands at {path} is not a number")),
+    }
 }
 
 fn only_page<T>(reader: &Reader<T>, value: &Value) -> Result<Page<T>, ReadError> {

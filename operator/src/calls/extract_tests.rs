@@ -216,9 +216,11 @@ fn parts_are_as_long_as_a_status_takes_them() {
     let crd = serde_json::to_value(TradingHalt::crd()).unwrap();
     let venue = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["venues"]
         ["items"]["properties"];
-    for (list, parts) in [("orders", 6), ("positions", 3)] {
+    for (list, parts) in [("orders", 6), ("positions", 4)] {
         let fields = venue[list]["items"]["properties"].as_object().unwrap();
-        let longest: Vec<_> = fields.values().map(|field| field["maxLength"].as_u64()).collect();
+        // What is one of a few words, or a time, was made by us.
+        let texts = fields.values().filter(|field| field["enum"].is_null() && field["format"].is_null());
+        let longest: Vec<_> = texts.map(|field| field["maxLength"].as_u64()).collect();
         assert_eq!(longest, vec![Some(PART as u64); parts], "{list}");
     }
 }
@@ -268,4 +270,40 @@ proptest! {
             }
         }
     }
+}
+
+/// What is known of a position: which way it goes, what it loses, when it was opened. What is not told is not known.
+#[rstest]
+#[case::alpaca(json!({"qty": "-5", "side": "short", "unrealized_plpc": "-0.125"}), Some(PositionSide::Short), Some("12.5"), None)]
+#[case::by_its_sign(json!({"qty": "-5", "unrealized_plpc": 0.03}), Some(PositionSide::Short), Some("-3"), None)]
+#[case::one_way_account(json!({"qty": 5, "side": "BOTH"}), Some(PositionSide::Long), None, None)]
+#[case::unsigned(json!({"qty": "5", "side": "Sell"}), Some(PositionSide::Short), None, None)]
+#[case::another_word(json!({"qty": "5", "side": "flat"}), None, None, None)]
+#[case::no_number(json!({"qty": "many", "unrealized_plpc": "n/a", "opened": "yesterday"}), None, None, None)]
+#[case::milliseconds(json!({"qty": "5", "opened": 1_767_225_600_000_u64}), Some(PositionSide::Long), None, Some("2026-01-01T00:00:00Z"))]
+#[case::rfc_3339(json!({"qty": "5", "opened": "2026-01-01T01:00:00+01:00"}), Some(PositionSide::Long), None, Some("2026-01-01T00:00:00Z"))]
+fn a_position_tells_what_it_can(
+    #[case] item: Value,
+    #[case] side: Option<PositionSide>,
+    #[case] loss: Option<&str>,
+    #[case] opened: Option<&str>,
+) {
+    let fields = json!({"side": "$.side", "openedAt": "$.opened",
+        "unrealizedLoss": {"path": "$.unrealized_plpc", "scale": "ProfitFraction"}});
+    let read = json!({"http": {"url": "https://venue.example"}, "fields": fields});
+    let Ok(Page::Items { items, .. }) = positions(read, json!([item])) else { panic!("no list") };
+    let found = &items[0];
+    let at = found.opened_at.as_ref().map(|at| at.0.to_string());
+    assert_eq!((found.side, found.unrealized_loss_percent.as_deref(), at.as_deref()), (side, loss, opened));
+}
+
+#[rstest]
+#[case(json!({"equity": "1500.50"}), Ok("1500.50"))]
+#[case(json!({"equity": 1500.5}), Ok("1500.5"))]
+#[case(json!({"equity": "much"}), Err("the Job's result: what stands at $.equity is not a number"))]
+#[case(json!({}), Err("the Job's result: the answer has nothing at $.equity"))]
+fn a_job_tells_a_number(#[case] said: Value, #[case] expected: Result<&str, &str>) {
+    let read: NumberRead = serde_json::from_value(json!({"job": {"image": "bot"}})).unwrap();
+    let found = job_number(&read, &said).map_err(|e| e.0);
+    assert_eq!(found.as_deref().map_err(String::as_str), expected);
 }

@@ -5,6 +5,7 @@ pub mod decimal;
 pub mod document;
 pub mod expect;
 pub mod extract;
+pub mod number;
 pub mod secrets;
 pub mod signing;
 pub mod template;
@@ -15,15 +16,19 @@ use standfast_crds::v1alpha1::{ActionState, OrderSummary, PositionSummary};
 
 pub use caller::Caller;
 
-/// One order or position that a request is about; fills `{id}`, `{symbol}` and `{quantity}`.
+/// One order or position that a request is about; fills `{id}`, `{symbol}`, `{quantity}`, `{side}` and `{clientOrderId}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Item {
     /// The venue's id.
     pub id: String,
     /// The symbol.
     pub symbol: String,
-    /// The quantity, as the venue writes it.
+    /// The quantity, as the venue writes it; of a position that is to be closed, without a sign.
     pub quantity: String,
+    /// Which way the order goes that closes a position: `buy` or `sell`. Empty when not known.
+    pub side: String,
+    /// An id for that order.
+    pub client_order_id: String,
 }
 
 /// What became of an action. A success code is neither proof nor failure: only the read-back decides.

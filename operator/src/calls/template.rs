@@ -2,11 +2,18 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
+use standfast_crds::v1alpha1::HttpRequest;
 
 use super::Item;
 
 /// All but the unreserved characters of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Whether a request has this placeholder, written with its braces.
+pub fn uses(request: &HttpRequest, placeholder: &str) -> bool {
+    request.url.contains(placeholder)
+        || request.body.as_ref().is_some_and(|body| body.to_string().contains(placeholder))
+}
 
 /// Fills the placeholders of a URL, percent-encoded. They may not stand in the host.
 pub fn url(text: &str, item: Option<&Item>) -> Result<String, String> {
@@ -65,16 +72,19 @@ fn is_name(text: &str) -> bool {
 }
 
 fn value<'a>(name: &str, item: Option<&'a Item>) -> Result<&'a str, String> {
-    let known = matches!(name, "id" | "symbol" | "quantity");
+    let known = matches!(name, "id" | "symbol" | "quantity" | "side" | "clientOrderId");
     let Some(item) = item.filter(|_| known) else {
         let hint = if known { "it is only for requests for one order or position" } else { "it is not known" };
         return Err(format!(
-            "the placeholder {{{name}}} cannot be filled: {hint}; use {{id}}, {{symbol}}, {{quantity}}"
+            "the placeholder {{{name}}} cannot be filled: {hint}; use {{id}}, {{symbol}}, {{quantity}}, \
+             and to close a position {{side}}, {{clientOrderId}}"
         ));
     };
     let value = match name {
         "id" => &item.id,
         "symbol" => &item.symbol,
+        "side" => &item.side,
+        "clientOrderId" => &item.client_order_id,
         _ => &item.quantity,
     };
     // An empty one would turn "cancel this order" into "cancel all", dots would lead to another path.
@@ -92,12 +102,19 @@ mod tests {
     use serde_json::json;
 
     fn item() -> Item {
-        Item { id: "a/b?c#d&e=f %".into(), symbol: "BTC/USD".into(), quantity: "-0.10".into() }
+        Item {
+            id: "a/b?c#d&e=f %".into(),
+            symbol: "BTC/USD".into(),
+            quantity: "-0.10".into(),
+            side: "buy".into(),
+            client_order_id: "sf-1".into(),
+        }
     }
 
     #[rstest]
     #[case("https://h/o/{id}", "https://h/o/a%2Fb%3Fc%23d%26e%3Df%20%25")]
     #[case("https://h/p/{symbol}?qty={quantity}&s={symbol}", "https://h/p/BTC%2FUSD?qty=-0.10&s=BTC%2FUSD")]
+    #[case("https://h/{side}/{clientOrderId}", "https://h/buy/sf-1")]
     #[case("https://h/plain", "https://h/plain")]
     #[case("https://h", "https://h")]
     fn fills_urls(#[case] text: &str, #[case] expected: &str) {

@@ -18,7 +18,7 @@ use standfast_crds::v1alpha1::{
     TradingSystem, Venue, shorten,
 };
 
-use super::{HaltReconciler, decide::Effect, jobs, latch};
+use super::{HaltReconciler, decide::Effect, evidence, jobs, latch, selection};
 use crate::{
     calls::{Item, Outcome},
     client::{self, Class},
@@ -68,6 +68,7 @@ pub fn name(effect: &Effect) -> String {
         Effect::ApplicationHalt => "applicationHalt".into(),
         Effect::CloseAll(venue, n) => format!("{venue}/closePositions/{n}"),
         Effect::CloseOne(venue, _) => format!("{venue}/closePosition"),
+        Effect::Select(venue, _) => format!("{venue}/selectPositions"),
     }
 }
 
@@ -126,6 +127,23 @@ pub fn intend(
     if effect.needs_intent() {
         action.deadline = now.checked_add(INTENT).ok().map(MicroTime);
         action.epoch = Some(epoch);
+    }
+}
+
+/// Takes note of what is selected, and of each selected position that is going to be closed.
+pub fn intend_selected(status: &mut TradingHaltStatus, effect: &Effect, now: Timestamp) {
+    let (Effect::Select(venue, _) | Effect::CloseOne(venue, _)) = effect else { return };
+    let Some(at) = status.venues.iter_mut().find(|v| v.name == *venue) else { return };
+    match effect {
+        Effect::Select(_, selection) => {
+            at.selection = Some((**selection).clone());
+            let what = format!("{venue}: to be closed are {}", selection::describe(selection));
+            let kept = selection::describe_unjudged(selection).map(|kept| format!("; not judged and kept are {kept}"));
+            let message = format!("{what}{}", kept.unwrap_or_default());
+            evidence::append(&mut status.evidence, now, "PositionsSelected", &message, false);
+        }
+        Effect::CloseOne(_, item) => at.selection.iter_mut().for_each(|s| selection::attempt(s, item)),
+        _ => {}
     }
 }
 
@@ -292,8 +310,11 @@ impl HaltReconciler {
             }
             Effect::CloseOne(venue, item) => {
                 let request = system.and_then(|s| find(s, venue)?.close_position.as_ref()).map(|a| &a.http);
-                self.send(&namespace, request, Some(item), prepared).await
+                let item = numbered(halt, status, venue, item);
+                self.send(&namespace, request, Some(&item), prepared).await
             }
+            // It is in the status: that was all.
+            Effect::Select(_, selection) => done(&shorten(&selection::describe(selection))),
             Effect::CancelListed(venue) => match system.and_then(|s| find(s, venue)) {
                 Some(venue) => self.cancel_listed(&namespace, halt, venue).await,
                 None => failed(format!("venue {venue} is not in the TradingSystem any more")),
@@ -364,6 +385,7 @@ impl HaltReconciler {
                 id: o.summary.id.clone().unwrap_or_default(),
                 symbol: o.summary.symbol.clone().unwrap_or_default(),
                 quantity: o.summary.quantity.clone().unwrap_or_default(),
+                ..Item::default()
             });
             // The Secrets are read once for all of them.
             let items: Vec<_> = items.collect();
@@ -433,6 +455,17 @@ impl HaltReconciler {
             Err(error) => unknown(error.to_string()),
         }
     }
+}
+
+/// A position with the id for the order of the attempt that the status tells of.
+fn numbered(halt: &TradingHalt, status: &TradingHaltStatus, venue: &str, item: &Item) -> Item {
+    let selection = status.venues.iter().find(|v| v.name == venue).and_then(|v| v.selection.as_ref());
+    let attempt = match selection {
+        Some(selection) => selection::attempts(selection, item),
+        None => close_attempts(status, venue),
+    };
+    let client_order_id = selection::client_order_id(&halt.uid().unwrap_or_default(), venue, item, attempt);
+    Item { client_order_id, ..item.clone() }
 }
 
 fn find<'a>(system: &'a TradingSystem, venue: &str) -> Option<&'a Venue> {

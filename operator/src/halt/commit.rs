@@ -112,8 +112,8 @@ impl HaltReconciler {
             }
         }
         let asked = format!(
-            "{}; requested by {}; orders {:?}, positions {:?}",
-            halt.spec.reason, status.evidence.requested_by, halt.spec.orders.cancel, halt.spec.positions.action
+            "{}; requested by {}; orders {:?}, positions {}",
+            halt.spec.reason, status.evidence.requested_by, halt.spec.orders.cancel, halt.spec.positions
         );
         evidence::append(&mut status.evidence, now, "Committed", &asked, false);
         for type_ in
@@ -290,9 +290,12 @@ pub(super) fn note_cancels(memory: &mut Memory, status: &TradingHaltStatus, resu
     }
 }
 
-/// Remembers when closing began.
+/// Remembers when closing began. What was read before a close says nothing of what came of it.
 pub(super) fn note_begun(memory: &mut Memory, effects: &[Effect], now: Instant) {
-    if effects.iter().any(|e| matches!(e, Effect::CloseAll(..) | Effect::CloseOne(..))) {
-        memory.closing_since.get_or_insert(now);
+    for effect in effects {
+        if let Effect::CloseAll(venue, _) | Effect::CloseOne(venue, _) = effect {
+            memory.closing_since.get_or_insert(now);
+            memory.venues.entry(venue.clone()).or_default().note_close();
+        }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use standfast_crds::v1alpha1::{
-    CancelOrders, HaltPhase, HaltPolicy, PositionAction, TradingHaltSpec, halt_conditions as c,
+    CancelOrders, HaltPhase, HaltPolicy, PositionSelection, PositionSummary, TradingHaltSpec, halt_conditions as c,
 };
 
+use super::{closing, selection::Lost};
 use crate::{calls::Item, scale::Size, workloads::Key};
 
 /// Something that was looked at, or the reason why it is not known.
@@ -41,6 +43,8 @@ pub struct Positions {
     pub open: usize,
     /// Those to be closed one by one, when the venue lists them.
     pub items: Vec<Item>,
+    /// The same with what is known of each.
+    pub held: Vec<PositionSummary>,
 }
 
 /// What a venue offers, from the TradingSystem as it is now.
@@ -111,6 +115,20 @@ pub struct VenueFacts {
     pub closing_elsewhere: bool,
     /// Why positions may not close now: the market is closed, for example.
     pub close_hindrance: Option<String>,
+    /// When the positions were read.
+    pub as_of: Timestamp,
+    /// What the account is worth, where that is needed.
+    pub equity: Option<Known<String>>,
+    /// It is not known yet: the Job that reads it is running.
+    pub equity_awaited: bool,
+    /// The smallest step of a quantity, if parts of a position can be closed.
+    pub quantity_step: Option<String>,
+    /// What the venue would have to declare so that positions can be selected and closed one by one.
+    pub selection_lacks: Option<String>,
+    /// What was selected, as far as it is closed.
+    pub selection: Option<PositionSelection>,
+    /// Those of it that cannot be followed any more.
+    pub lost: Vec<Lost>,
 }
 
 /// What is known of the latch.
@@ -171,7 +189,7 @@ impl Facts {
     }
 }
 
-/// Something to be done now. Everything but `Close…` and `Allow` may be repeated at will.
+/// Something to be done now. Everything but `Close…`, `Allow` and `Select` may be repeated at will.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Write the latch's ConfigMap.
@@ -197,12 +215,14 @@ pub enum Effect {
     CloseAll(String, usize),
     /// Close one position. Its intent is recorded first.
     CloseOne(String, Item),
+    /// Write down which positions are closed, before the first of them is.
+    Select(String, Box<PositionSelection>),
 }
 
 impl Effect {
     /// Whether its intent has to be in the status before it is begun.
     pub fn needs_intent(&self) -> bool {
-        matches!(self, Self::CloseAll(..) | Self::CloseOne(..) | Self::Allow(..))
+        matches!(self, Self::CloseAll(..) | Self::CloseOne(..) | Self::Allow(..) | Self::Select(..))
     }
 }
 
@@ -225,7 +245,7 @@ pub fn first_wave(
             }
             _ => {}
         }
-        if !(offers.suspend_blocks_closing && closing_allowed(spec, policy)) {
+        if !(offers.suspend_blocks_closing && closing::allowed(spec, policy).is_some()) {
             effects.extend((0..offers.suspend).map(|n| Effect::Suspend(name.clone(), n)));
         }
     }
@@ -237,13 +257,7 @@ pub fn first_wave(
 }
 
 /// How many orders or positions are handled one by one in a tick.
-const ITEMS_PER_TICK: usize = 50;
-
-/// Whether the halt is to close positions, and may.
-pub fn closing_allowed(spec: &TradingHaltSpec, policy: &HaltPolicy) -> bool {
-    spec.positions.action == PositionAction::CloseAll
-        && policy.allowed_position_actions.contains(&PositionAction::CloseAll)
-}
+pub(super) const ITEMS_PER_TICK: usize = 50;
 
 /// What to do next.
 pub fn effects(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Vec<Effect> {
@@ -260,7 +274,7 @@ pub fn effects(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Ve
     }
     for venue in &facts.venues {
         cancels(spec, venue, facts.stopped(), &mut effects);
-        let closing = closes(spec, policy, venue, facts, &mut effects);
+        let closing = closing::closes(spec, policy, venue, facts, &mut effects);
         let suspended = matches!(venue.suspended, Some(Ok(true)));
         let unsuspended = matches!(venue.suspended, Some(Ok(false)));
         let blocked = venue.offers.suspend_blocks_closing && (closing || venue.closing_elsewhere);
@@ -290,52 +304,6 @@ fn cancels(spec: &TradingHaltSpec, venue: &VenueFacts, stopped: bool, effects: &
         let items = items.iter().take(ITEMS_PER_TICK).cloned();
         effects.extend(items.map(|i| Effect::CancelOne(venue.name.clone(), i)));
     }
-}
-
-/// Adds the closes, and tells whether closing is still under way at this venue.
-fn closes(
-    spec: &TradingHaltSpec,
-    policy: &HaltPolicy,
-    venue: &VenueFacts,
-    facts: &Facts,
-    effects: &mut Vec<Effect>,
-) -> bool {
-    if !closing_allowed(spec, policy) {
-        return false;
-    }
-    let Some(Ok(positions)) = &venue.positions else { return true };
-    if positions.open == 0 {
-        return venue.flat_reads < policy.verify_reads;
-    }
-    // Orders hold the quantity that is to be closed: none may be open, neither the bot's nor one of our own closes.
-    let settled = matches!(&venue.orders, Some(Ok(o)) if o.to_cancel == 0 && o.closing == 0);
-    let due = if venue.close_intended {
-        venue.stable_reads >= policy.verify_reads
-    } else {
-        venue.clean_reads >= 1 && venue.positions_current
-    };
-    if facts.stopped() && settled && due && venue.close_hindrance.is_none() && !venue.closing_elsewhere {
-        if must_allow(venue) {
-            // Closed in a later tick, when the venue says that it takes orders.
-            effects.extend((0..venue.offers.allow).map(|n| Effect::Allow(venue.name.clone(), n)));
-        } else if venue.offers.close_all > 0 {
-            effects.extend((0..venue.offers.close_all).map(|n| Effect::CloseAll(venue.name.clone(), n)));
-        } else if venue.offers.close_one {
-            let items = positions.items.iter().take(ITEMS_PER_TICK).cloned();
-            effects.extend(items.map(|i| Effect::CloseOne(venue.name.clone(), i)));
-        }
-    }
-    true
-}
-
-/// Whether trading is suspended at a venue that takes no closes then.
-fn must_allow(venue: &VenueFacts) -> bool {
-    let suspended = match &venue.suspended {
-        Some(Ok(suspended)) => *suspended,
-        // Nobody says: what was asked for is taken for done.
-        Some(Err(_)) | None => !venue.allow_done && (venue.suspend_done || venue.suspended_elsewhere),
-    };
-    venue.offers.suspend_blocks_closing && suspended
 }
 
 /// One condition: type, status, reason, message.
@@ -369,7 +337,7 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
     };
     let workloads = workloads(policy, facts);
     let orders = orders(spec, policy, facts);
-    let positions = positions(spec, policy, facts);
+    let positions = closing::verdict(spec, policy, facts);
     let unknown = [&workloads, &orders, &positions].into_iter().find(|v| v.1 == "Unknown").cloned();
     let verified = match (&unknown, &facts.system) {
         (Some(v), _) => (c::VERIFIED, "Unknown", v.2, v.3.clone()),
@@ -377,8 +345,9 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
         (None, Ok(())) => (c::VERIFIED, "True", "ReadBack", "everything that is said here was read back".into()),
     };
     let done = |v: &Verdict| v.1 == "True";
-    let refused = positions.2 == NOT_ALLOWED;
-    let halted = done(&workloads) && done(&orders) && (done(&positions) || refused) && done(&verified);
+    // Kept, and said so: that is no reason to doubt the rest.
+    let kept = closing::keeps(&positions);
+    let halted = done(&workloads) && done(&orders) && (done(&positions) || kept) && done(&verified);
     let late = workloads.2 == PODS_LATE || workloads.2 == NODE_UNREACHABLE || orders.2 == ORDERS_LATE;
     let phase = if halted {
         HaltPhase::Halted
@@ -386,14 +355,13 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
         HaltPhase::Unverified
     } else if !done(&workloads) || orders.2 == ORDERS_OPEN {
         HaltPhase::Fencing
-    } else if closing_allowed(spec, policy) && !done(&positions) {
+    } else if closing::allowed(spec, policy).is_some() && !done(&positions) {
         HaltPhase::Closing
     } else {
         HaltPhase::Verifying
     };
     let halted = if halted {
-        let kept =
-            if refused { "; positions were kept: CloseAll is not among haltPolicy.allowedPositionActions" } else { "" };
+        let kept = if kept { format!("; {}", positions.3) } else { String::new() };
         let open = if latched.1 == "True" { String::new() } else { format!("; not latched: {}", latched.3) };
         (c::HALTED, "True", "Proven", format!("no trading pod runs, no order is open that should not be{kept}{open}"))
     } else {
@@ -406,8 +374,7 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
 
 /// Reason of `OrdersCancelled` when it was proven that none is open.
 pub const ZERO_ORDERS: &str = "ZeroOrders";
-const SYSTEM_UNREADABLE: &str = "SystemUnreadable";
-const NOT_ALLOWED: &str = "NotAllowed";
+pub(super) const SYSTEM_UNREADABLE: &str = "SystemUnreadable";
 const PODS_LATE: &str = "PodsStillRunning";
 const NODE_UNREACHABLE: &str = "NodeUnreachable";
 const ORDERS_OPEN: &str = "OrdersOpen";
@@ -495,71 +462,6 @@ fn orders(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict
         return verdict("False", "Verifying", format!("no order is open so far{kept}; reading again"));
     }
     verdict("True", ZERO_ORDERS, format!("{} reads in a row found no open order{kept}", policy.verify_reads))
-}
-
-fn positions(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Verdict {
-    let verdict = |status, reason, message| (c::POSITIONS_CLOSED, status, reason, message);
-    if spec.positions.action == PositionAction::Keep {
-        return verdict("True", "NotRequested", "positions are kept, as the halt asks".into());
-    }
-    // Whether closing is allowed is not known either.
-    if let Err(why) = &facts.system {
-        return verdict("Unknown", SYSTEM_UNREADABLE, why.clone());
-    }
-    if !closing_allowed(spec, policy) {
-        if let Some(venue) = facts.venues.iter().find(|v| v.close_intended) {
-            let message = format!(
-                "venue {}: closing was begun, and CloseAll was taken from haltPolicy.allowedPositionActions since",
-                venue.name
-            );
-            return verdict("Unknown", "NotAllowedAnyMore", message);
-        }
-        let message = "CloseAll is not among the TradingSystem's haltPolicy.allowedPositionActions: positions are kept";
-        return verdict("False", NOT_ALLOWED, message.into());
-    }
-    if facts.venues.is_empty() {
-        let message = "the TradingSystem names no venue: whether positions are open is not known";
-        return verdict("Unknown", "NoVenues", message.into());
-    }
-    let (mut open, mut flat, mut hindrance) = (0, true, None);
-    for venue in &facts.venues {
-        match &venue.positions {
-            Some(Ok(positions)) => open += positions.open,
-            Some(Err(why)) if venue.positions_awaited => {
-                return verdict("False", "Closing", format!("venue {}: {why}", venue.name));
-            }
-            Some(Err(why)) => return verdict("Unknown", "PositionsNotRead", format!("venue {}: {why}", venue.name)),
-            None => {
-                let message = format!("venue {} has no openPositions: whether it is flat is not known", venue.name);
-                return verdict("Unknown", "PositionsNotReadable", message);
-            }
-        }
-        if venue.offers.close_all == 0 && !venue.offers.close_one {
-            let message = format!("venue {} has neither closePositions nor closePosition", venue.name);
-            return verdict("Unknown", "CloseNotPossible", message);
-        }
-        flat &= venue.flat_reads >= policy.verify_reads;
-        hindrance = hindrance.or(venue.close_hindrance.clone()).or_else(|| {
-            (positions_open(venue) && must_allow(venue) && venue.offers.allow == 0).then(|| {
-                format!("venue {} takes no closes while trading is suspended, and has no allowTrading", venue.name)
-            })
-        });
-    }
-    if open == 0 && flat {
-        return verdict("True", "Flat", format!("{} reads in a row found no position", policy.verify_reads));
-    }
-    let left = format!("{open} positions are open");
-    if let (Some(why), true) = (&hindrance, open > 0) {
-        return verdict("False", "CannotCloseNow", format!("{left}: {why}"));
-    }
-    if open > 0 && facts.closing_for.is_some_and(|d| d > policy.close_deadline.get()) {
-        return verdict("False", "DeadlinePassed", format!("{left} after {}; closing goes on", policy.close_deadline));
-    }
-    verdict("False", "Closing", left)
-}
-
-fn positions_open(venue: &VenueFacts) -> bool {
-    matches!(&venue.positions, Some(Ok(positions)) if positions.open > 0)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ fn spec(cancel: CancelOrders, action: PositionAction) -> TradingHaltSpec {
         reason: "test".into(),
         requested_by: None,
         orders: HaltOrders { cancel },
-        positions: HaltPositions { action },
+        positions: HaltPositions::of(action),
     }
 }
 
@@ -67,6 +67,7 @@ fn venue() -> VenueFacts {
         suspend_done: true,
         close_intended: false,
         close_hindrance: None,
+        ..VenueFacts::default()
     }
 }
 
@@ -93,7 +94,7 @@ fn key() -> Key {
 }
 
 fn item(symbol: &str) -> Item {
-    Item { id: format!("id-{symbol}"), symbol: symbol.into(), quantity: "1".into() }
+    Item { id: format!("id-{symbol}"), symbol: symbol.into(), quantity: "1".into(), ..Item::default() }
 }
 
 #[test]
@@ -161,7 +162,7 @@ fn s0_34_positions_are_closed_only_where_the_policy_allows_it(
     #[case] reason: &str,
 ) {
     let mut facts = proven();
-    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
+    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")], ..Positions::default() }));
     (facts.venues[0].flat_reads, facts.venues[0].suspended) = (0, Some(Ok(false)));
     let spec = spec(CancelOrders::All, PositionAction::CloseAll);
     let judgement = judge(&spec, &policy(allowed), &facts);
@@ -196,7 +197,7 @@ fn without_its_system_nobody_knows_whether_positions_may_be_closed() {
 #[case::positions_are_older_than_the_last_order(|f: &mut Facts| f.venues[0].positions_current = false, false)]
 fn a_close_is_sent_only_when_it_can_neither_flip_nor_double(#[case] change: fn(&mut Facts), #[case] closes: bool) {
     let mut facts = proven();
-    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
+    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")], ..Positions::default() }));
     (facts.venues[0].flat_reads, facts.venues[0].suspended) = (0, Some(Ok(false)));
     change(&mut facts);
     let effects = effects(&spec(CancelOrders::All, PositionAction::CloseAll), &policy(true), &facts);
@@ -218,7 +219,7 @@ fn a_close_is_sent_only_when_it_can_neither_flip_nor_double(#[case] change: fn(&
 #[case::nobody_says_and_nobody_suspended(|f: &mut Facts| { f.venues[0].suspended = None; f.venues[0].suspend_done = false }, "close")]
 fn a_suspended_venue_is_opened_only_to_close(#[case] change: fn(&mut Facts), #[case] expected: &str) {
     let mut facts = proven();
-    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
+    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")], ..Positions::default() }));
     facts.venues[0].flat_reads = 0;
     change(&mut facts);
     let spec = spec(CancelOrders::All, PositionAction::CloseAll);
@@ -243,7 +244,7 @@ fn a_suspended_venue_is_opened_only_to_close(#[case] change: fn(&mut Facts), #[c
 #[test]
 fn closing_that_was_begun_and_is_not_allowed_any_more_is_unknown() {
     let mut facts = proven();
-    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")] }));
+    facts.venues[0].positions = Some(Ok(Positions { open: 1, items: vec![item("AAPL")], ..Positions::default() }));
     let spec = spec(CancelOrders::All, PositionAction::CloseAll);
     assert_eq!(judge(&spec, &policy(false), &facts).phase, HaltPhase::Halted, "nothing was begun");
     facts.venues[0].close_intended = true;
@@ -356,7 +357,7 @@ prop_compose! {
         let orders = orders.map(|o| o.map(|(to_cancel, kept, closing)| Orders {
             to_cancel, kept, closing, items: (0..to_cancel).map(|n| item(&format!("S{n}"))).collect(),
         }));
-        let positions = positions.map(|p| p.map(|open| Positions { open, items: (0..open).map(|n| item(&format!("S{n}"))).collect() }));
+        let positions = positions.map(|p| p.map(|open| Positions { open, items: (0..open).map(|n| item(&format!("S{n}"))).collect(), ..Positions::default() }));
         VenueFacts {
             name: "v".into(),
             offers: Offers { removed, ..offers() },
@@ -367,6 +368,7 @@ prop_compose! {
             close_hindrance: flags.3.then(|| "closed".to_owned()),
             orders_awaited: jobs.0, positions_awaited: jobs.1,
             positions_current: reads.0, cancel_due: reads.1, cancel_removed: reads.2,
+            ..VenueFacts::default()
         }
     }
 }

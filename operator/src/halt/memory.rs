@@ -12,7 +12,7 @@ use super::{
     decide::{ActiveWorkload, Known, LatchFact, Orders, Positions},
     jobs::JobReads,
 };
-use crate::workloads::Key;
+use crate::{calls::Item, workloads::Key};
 
 /// What is remembered of one halt.
 pub struct Memory {
@@ -178,6 +178,11 @@ impl VenueMemory {
         }
     }
 
+    /// Takes note of a close that is about to be sent: only reads after it tell whether anything moves.
+    pub fn note_close(&mut self) {
+        (self.stable, self.last_positions) = (0, None);
+    }
+
     /// Takes note of a read of positions; it counts only if it began when no order was open any more.
     pub fn note_positions(&mut self, read: &Known<Positions>, orders_settled: bool, counts: bool) {
         let (Ok(positions), true) = (read, counts) else {
@@ -185,7 +190,8 @@ impl VenueMemory {
             return;
         };
         self.flat = if positions.open == 0 { self.flat.saturating_add(1) } else { 0 };
-        let now: Vec<_> = positions.items.iter().map(|i| (i.symbol.clone(), i.quantity.clone())).collect();
+        let signed = |i: &Item| (i.symbol.clone(), format!("{} {}", i.side, i.quantity));
+        let now: Vec<_> = positions.items.iter().map(signed).collect();
         let same = self.last_positions.as_ref() == Some(&now) && orders_settled;
         self.stable = if same { self.stable.saturating_add(1) } else { 0 };
         self.last_positions = Some(now);
@@ -197,14 +203,14 @@ mod tests {
     use standfast_crds::v1alpha1::WorkloadKind;
 
     use super::*;
-    use crate::{calls::Item, scale::Size};
+    use crate::scale::Size;
 
     fn positions(quantities: &[&str]) -> Known<Positions> {
         let items: Vec<_> = quantities
             .iter()
             .map(|q| Item { symbol: "AAPL".into(), quantity: (*q).into(), ..Item::default() })
             .collect();
-        Ok(Positions { open: items.len(), items })
+        Ok(Positions { open: items.len(), items, ..Positions::default() })
     }
 
     #[test]
@@ -265,6 +271,11 @@ mod tests {
             venue.note_positions(&positions(&[quantity]), settled, true);
             assert_eq!(venue.stable, stable, "{quantity} {settled}");
         }
+        venue.note_positions(&positions(&["3"]), true, true);
+        assert_eq!(venue.stable, 2);
+        venue.note_close();
+        venue.note_positions(&positions(&["3"]), true, true);
+        assert_eq!(venue.stable, 0, "a close was sent in between");
         venue.note_positions(&positions(&[]), true, true);
         assert_eq!((venue.flat, venue.stable), (1, 0));
         venue.note_positions(&Err("timeout".into()), true, true);

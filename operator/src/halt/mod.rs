@@ -6,6 +6,7 @@
 
 pub mod act;
 pub mod baseline;
+pub mod closing;
 mod commit;
 mod contention;
 pub mod decide;
@@ -17,6 +18,7 @@ mod observe;
 mod others;
 pub mod record;
 pub mod release;
+pub mod selection;
 mod venues;
 
 use std::{
@@ -280,6 +282,7 @@ impl HaltReconciler {
             for effect in once.iter().filter(|e| !act::running(&status, e)).cloned().collect::<Vec<_>>() {
                 let at = (now, self.leadership.epoch());
                 decide_intent(&mut status, halt, system.as_ref().ok(), &effect, at);
+                act::intend_selected(&mut status, &effect, now);
             }
             match self.settle(self.write(&current, status.clone()).await)? {
                 Some(written) => current = written,

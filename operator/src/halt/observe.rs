@@ -155,7 +155,8 @@ impl HaltReconciler {
             let before = status.venues.iter().find(|v| v.name == name).cloned().unwrap_or_default();
             let others = Others::at(&name, &halts, halt, &policy);
             as_of = read.as_ref().map_or(as_of, |read| as_of.min(read.as_of()));
-            let (fact, mut status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, (stopped, others));
+            let seen = (stopped, others, policy.verify_reads);
+            let (fact, mut status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, seen);
             if let Err(why) = system {
                 status.last_error = Some(shorten(why));
             }

@@ -4,11 +4,9 @@
 use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
-use standfast_crds::v1alpha1::{
-    HaltPolicy, StepState, TradingHalt, TradingHaltStatus, TradingResume, halt_conditions as c, is_true,
-};
+use standfast_crds::v1alpha1::{HaltPolicy, PositionAction, StepState, TradingHalt, TradingHaltStatus, TradingResume};
 
-use super::{act, decide};
+use super::{act, closing, selection};
 use crate::{
     held,
     resume::{Subject, status::step},
@@ -44,13 +42,51 @@ pub fn allowing(venue: &str, resumes: &[TradingResume], system: &str, now: Times
     })
 }
 
+/// Where an open order may be a close that a halt has sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ClosesIn {
+    /// Nowhere: no close was sent, or all of them are done.
+    #[default]
+    Nothing,
+    /// In these symbols.
+    Symbols(Vec<String>),
+    /// In every symbol that is held.
+    Whatever,
+}
+
+impl ClosesIn {
+    /// What a halt closes at `venue`, as far as its status tells.
+    pub fn of(status: &TradingHaltStatus, venue: &str) -> Self {
+        if act::close_attempts(status, venue) == 0 {
+            return Self::Nothing;
+        }
+        let selection = status.venues.iter().find(|v| v.name == venue).and_then(|v| v.selection.as_ref());
+        match selection.map(selection::closing_symbols) {
+            None => Self::Whatever,
+            Some(symbols) if symbols.is_empty() => Self::Nothing,
+            Some(symbols) => Self::Symbols(symbols),
+        }
+    }
+
+    /// What another halt closes too.
+    pub fn add(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Whatever, _) | (_, Self::Nothing) => {}
+            (Self::Symbols(symbols), Self::Symbols(more)) => symbols.extend(more),
+            (_, other) => *self = other,
+        }
+    }
+}
+
 /// What the others do at one venue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
     /// One of them is closing positions and is not done: this halt leaves that to it, and does not suspend trading.
     pub closing: bool,
     /// One of them has sent closes: an open order may be a close.
     pub close_intended: bool,
+    /// Where such an order would be.
+    pub closes_in: ClosesIn,
     /// One of them has suspended trading.
     pub suspended: bool,
     /// When one of them, held or released, last allowed trading so that it could close positions.
@@ -66,16 +102,25 @@ impl Others {
         let statuses = || halts.iter().filter(of_system).filter_map(|h| Some((h, h.status.as_ref()?)));
         // Of several that close, the oldest does, so that nothing is closed twice.
         let age = |h: &TradingHalt| (h.metadata.creation_timestamp.clone(), h.metadata.uid.clone());
-        let closes = decide::closing_allowed(&halt.spec, policy);
+        let closes = closing::allowed(&halt.spec, policy).is_some();
+        // One that closes all goes before those that select: they would wait for each other, or close too little.
+        let before = |other: &TradingHalt| {
+            let all = |h: &TradingHalt| h.spec.positions.action == PositionAction::CloseAll;
+            if all(other) == all(halt) { age(other) < age(halt) } else { all(other) }
+        };
         let closing = |(other, status): (&TradingHalt, &TradingHaltStatus)| {
-            decide::closing_allowed(&other.spec, policy)
-                && (!closes || age(other) < age(halt))
-                && !is_true(&status.conditions, c::POSITIONS_CLOSED)
+            closing::allowed(&other.spec, policy).is_some()
+                && (!closes || before(other))
+                && !closing::finished(status)
                 && status.venues.iter().any(|v| v.name == venue && v.open_positions != Some(0))
         };
         Self {
             closing: statuses().any(closing),
             close_intended: statuses().any(|(_, s)| act::close_attempts(s, venue) > 0),
+            closes_in: statuses().fold(ClosesIn::Nothing, |mut all, (_, s)| {
+                all.add(ClosesIn::of(s, venue));
+                all
+            }),
             suspended: statuses().any(|(_, s)| act::suspends(s, venue)),
             allowed_at: halts
                 .iter()
@@ -121,6 +166,54 @@ mod tests {
         assert!(!at(&[keep.clone(), flat], &keep).closing);
         let released = halt("old", 2, "CloseAll", json!({"latch": {"held": false, "configMap": "x"}}));
         assert!(!at(&[keep.clone(), released], &keep).closing);
+    }
+
+    #[test]
+    fn one_that_closes_all_goes_before_those_that_select_and_one_that_is_done_holds_nobody_up() {
+        let policy = json!({"allowedPositionActions": ["Keep", "CloseAll", "CloseMatching", "ReduceTo"]});
+        let policy = serde_json::from_value(policy).unwrap();
+        let said = |reason: &str| {
+            json!({"conditions": [{"type": "PositionsClosed", "status": "False", "reason": reason, "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]})
+        };
+        let closing = |all: &[&TradingHalt], halt: &TradingHalt| {
+            let all: Vec<_> = all.iter().map(|h| (*h).clone()).collect();
+            Others::at("alpaca", &all, halt, &policy).closing
+        };
+        let some = halt("some", 1, "CloseMatching", said("Closing"));
+        let (more, all) = (halt("more", 2, "ReduceTo", json!({})), halt("all", 3, "CloseAll", json!({})));
+        assert!(!closing(&[&some, &more, &all], &all), "it waits for nobody");
+        assert!(closing(&[&some, &all], &some), "the older one waits for it");
+        assert!(closing(&[&some, &more], &more) && !closing(&[&some, &more], &some), "the older of two that select");
+        for reason in ["NotJudged", "SelectionNotPossible"] {
+            let done = halt("some", 1, "CloseMatching", said(reason));
+            assert!(!closing(&[&done, &more], &more), "{reason}");
+        }
+    }
+
+    #[test]
+    fn closes_are_looked_for_where_they_were_sent() {
+        let status = |selection: Value| {
+            let mut status = json!({"phase": "Closing", "venues": [{"name": "alpaca"}],
+                "actions": [{"name": "alpaca/closePosition", "state": "Done", "attempts": 1}]});
+            if !selection.is_null() {
+                status["venues"][0]["selection"] =
+                    json!({"evaluatedAt": "2026-01-01T00:00:00.000000Z", "closes": selection});
+            }
+            serde_json::from_value::<TradingHaltStatus>(status).unwrap()
+        };
+        let close = |symbol: &str, state: &str| json!({"symbol": symbol, "side": "Long", "held": "1", "quantity": "1", "why": "", "state": state});
+        let of = |selection: Value| ClosesIn::of(&status(selection), "alpaca");
+        assert_eq!(of(Value::Null), ClosesIn::Whatever);
+        assert_eq!(of(json!([close("A", "Selected"), close("B", "Closed")])), ClosesIn::Nothing);
+        assert_eq!(of(json!([close("A", "Closing")])), ClosesIn::Symbols(vec!["A".into()]));
+        assert_eq!(ClosesIn::of(&status(Value::Null), "other"), ClosesIn::Nothing);
+        let mut both = of(json!([close("A", "Closing")]));
+        both.add(ClosesIn::Nothing);
+        both.add(of(json!([close("C", "Closing")])));
+        assert_eq!(both, ClosesIn::Symbols(vec!["A".into(), "C".into()]));
+        both.add(ClosesIn::Whatever);
+        assert_eq!(both, ClosesIn::Whatever);
     }
 
     #[test]

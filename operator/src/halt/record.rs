@@ -12,7 +12,7 @@ use standfast_crds::v1alpha1::{
 };
 
 use super::{
-    HaltReconciler,
+    HaltReconciler, closing,
     decide::{Judgement, ZERO_ORDERS},
     evidence,
 };
@@ -34,7 +34,7 @@ pub fn differs(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
         (status.last_verified_at, status.verified_until) = (None, None);
         for venue in &mut status.venues {
             venue.read_at = None;
-            venue.positions.iter_mut().for_each(|p| p.market_value = None);
+            venue.positions.iter_mut().for_each(|p| (p.market_value, p.unrealized_loss_percent) = (None, None));
         }
         status
     };
@@ -72,6 +72,7 @@ pub fn apply(
                     ("OrdersCancelled", Some(&mut status.times.zero_orders_at))
                 }
                 c::POSITIONS_CLOSED if *reason == "Flat" => ("PositionsClosed", Some(&mut status.times.flat_at)),
+                c::POSITIONS_CLOSED if *reason == closing::SELECTION_CLOSED => ("PositionsClosed", None),
                 c::HALTED => ("Halted", Some(&mut status.times.halted_at)),
                 _ => continue,
             };

@@ -7,8 +7,8 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 use standfast_crds::v1alpha1::{
-    CancelOrders, OrderSummary, PositionAction, PositionSummary, TradingHalt, TradingHaltStatus, Venue, VenueStatus,
-    shorten,
+    CancelOrders, OrderSummary, PositionAction, PositionSelection, PositionSummary, TradingHalt, TradingHaltStatus,
+    Venue, VenueStatus, shorten,
 };
 use tokio::time::Instant;
 
@@ -17,9 +17,10 @@ use super::{
     decide::{Known, Offers, Orders, Positions, VenueFacts},
     jobs::{self, Answer, Begun, JobReads},
     memory::Memory,
-    others::Others,
+    others::{ClosesIn, Others},
+    selection,
 };
-use crate::calls::{self, Item, extract};
+use crate::calls::{self, Item, extract, number, template};
 
 /// How long what was proven counts, when nothing is proven anew.
 pub const PROOF_LIFE: Duration = Duration::from_secs(180);
@@ -53,6 +54,8 @@ pub(super) struct VenueRead {
     positions: Option<Known<calls::Positions>>,
     suspended: Option<Known<bool>>,
     market_open: Option<Known<bool>>,
+    equity: Option<Known<String>>,
+    equity_awaited: bool,
     orders_from: Source,
     positions_from: Source,
 }
@@ -98,6 +101,7 @@ impl HaltReconciler {
         let quick = Venue {
             open_orders: venue.open_orders.iter().filter(|r| r.http.is_some()).cloned().collect(),
             open_positions: venue.open_positions.iter().filter(|r| r.http.is_some()).cloned().collect(),
+            equity: None,
             ..venue.clone()
         };
         let read = self.read_venue_in_time(namespace, halt, &quick, (&JobReads::new(0), false), FIRST_READS).await;
@@ -124,6 +128,8 @@ impl HaltReconciler {
                 positions: (!venue.open_positions.is_empty()).then(|| Err(late())),
                 suspended: venue.trading_suspended.is_some().then(|| Err(late())),
                 market_open: None,
+                equity: venue.equity.is_some().then(|| Err(late())),
+                equity_awaited: false,
                 orders_from: from,
                 positions_from: from,
             }
@@ -192,14 +198,28 @@ impl HaltReconciler {
                 None => None,
             }
         };
-        let closing = halt.spec.positions.action == PositionAction::CloseAll;
+        let closing = halt.spec.positions.action != PositionAction::Keep;
         let market_open = async {
             match &venue.market_open {
                 Some(read) if closing => Some(self.caller.read_state(namespace, read).await.map_err(|e| e.0)),
                 _ => None,
             }
         };
-        let (orders, positions, suspended, market_open) = tokio::join!(orders, positions, suspended, market_open);
+        // What is selected stays so: it is not asked for again.
+        let selects = halt.spec.positions.action == PositionAction::ReduceTo && selected(halt, &venue.name).is_none();
+        let equity = async {
+            match venue.equity.as_ref().filter(|_| selects).map(|read| (read, &read.job)) {
+                None => (None, false),
+                Some((read, Some(job))) => {
+                    let answer = self.job_read(halt, jobs, &format!("{}/equity", venue.name), job, begin).await;
+                    let value = answer.value.and_then(|v| extract::job_number(read, &v).map_err(|e| e.0));
+                    (Some(value), answer.awaited)
+                }
+                Some((read, None)) => (Some(self.caller.read_number(namespace, read).await.map_err(|e| e.0)), false),
+            }
+        };
+        let (orders, positions, suspended, market_open, (equity, equity_awaited)) =
+            tokio::join!(orders, positions, suspended, market_open, equity);
         let ((orders, orders_from), (positions, positions_from)) = (orders, positions);
         VenueRead {
             orders_from,
@@ -208,8 +228,15 @@ impl HaltReconciler {
             positions: (!venue.open_positions.is_empty()).then_some(positions),
             suspended,
             market_open,
+            equity,
+            equity_awaited,
         }
     }
+}
+
+/// What this halt has selected at a venue.
+fn selected<'a>(halt: &'a TradingHalt, venue: &str) -> Option<&'a PositionSelection> {
+    halt.status.as_ref()?.venues.iter().find(|v| v.name == venue)?.selection.as_ref()
 }
 
 /// How many requests have to cancel the orders of a venue after everything stopped.
@@ -236,7 +263,7 @@ pub(super) fn judge_venue(
     venue: Option<&Venue>,
     read: Option<VenueRead>,
     memory: &mut Memory,
-    (stopped, others): (bool, Others),
+    (stopped, others, verify_reads): (bool, Others, u32),
 ) -> (VenueFacts, VenueStatus) {
     let name = before.name.clone();
     let (Some(venue), Some(read)) = (venue, read) else {
@@ -253,10 +280,12 @@ pub(super) fn judge_venue(
         Some(Err(_)) => None,
         None => Some(vec![]),
     };
-    let orders = read
-        .orders
-        .as_ref()
-        .map(|r| r.as_ref().map(|o| sort(o, cancel, close_intended, held.as_deref())).map_err(Clone::clone));
+    let mut closes_in = ClosesIn::of(status, &name);
+    closes_in.add(others.closes_in.clone());
+    let tagged = venue.close_position.as_ref().is_some_and(|a| template::uses(&a.http, "{clientOrderId}"));
+    let ours = |order: &OrderSummary| is_close(order, &closes_in, tagged, held.as_deref());
+    let orders =
+        read.orders.as_ref().map(|r| r.as_ref().map(|o| sort(o, cancel, &closes_in, ours)).map_err(Clone::clone));
     let positions = read.positions.as_ref().map(|r| r.as_ref().map(open).map_err(Clone::clone));
     let stopped_since = memory.stopped_since;
     let cancels = cancels_needed(halt, venue, close_intended);
@@ -275,6 +304,14 @@ pub(super) fn judge_venue(
         let settled = matches!(&orders, Some(Ok(o)) if o.closing == 0);
         remembered.note_positions(positions, settled, current);
     }
+    let settled = remembered.stable >= verify_reads;
+    let (selection, lost) = match (&before.selection, &read.positions) {
+        (Some(selection), Some(Ok(positions))) if positions.listed || positions.count == 0 => {
+            let (selection, lost) = selection::follow(selection, &positions.positions, settled);
+            (Some(selection), lost)
+        }
+        (selection, _) => (selection.clone(), vec![]),
+    };
     let close_hindrance = match &read.market_open {
         Some(Ok(false)) => Some("the market is closed".to_owned()),
         _ => None,
@@ -284,7 +321,7 @@ pub(super) fn judge_venue(
     let cancel_removed = venue.cancel_orders.is_empty()
         && venue.cancel_order.is_none()
         && status.actions.iter().any(|a| a.name.starts_with(&format!("{name}/cancelOrder")));
-    let shown = show(before, &read, &orders, &positions);
+    let shown = show(VenueStatus { selection: selection.clone(), ..before }, &read, &orders, &positions);
     let fact = VenueFacts {
         name,
         offers: offers(venue),
@@ -306,35 +343,60 @@ pub(super) fn judge_venue(
         close_intended,
         closing_elsewhere: others.closing,
         close_hindrance,
+        as_of: read.positions_from.begun.1,
+        equity: read.equity,
+        equity_awaited: read.equity_awaited,
+        quantity_step: venue.quantity_step.clone(),
+        selection_lacks: selection::lacks(venue, &halt.spec.positions),
+        selection,
+        lost,
     };
     (fact, shown)
 }
 
-/// Sorts open orders by what the halt asks for. Once positions are being closed, an order in a symbol that is still
-/// held is taken for one of our own closing.
-fn sort(orders: &calls::Orders, cancel: CancelOrders, close_intended: bool, held: Option<&[String]>) -> Orders {
+/// Whether an open order is taken for one of our own closing: it is in a symbol that is being closed. Where our closes
+/// carry an id of ours (`tagged`), one with another id is not.
+fn is_close(order: &OrderSummary, closes_in: &ClosesIn, tagged: bool, held: Option<&[String]>) -> bool {
+    let symbol = order.symbol.clone().unwrap_or_default();
+    match closes_in {
+        ClosesIn::Nothing => false,
+        ClosesIn::Symbols(symbols) => {
+            let foreign = tagged && order.client_order_id.as_deref().is_some_and(|id| !selection::is_ours(id));
+            symbols.contains(&symbol) && !foreign
+        }
+        // Without positions any of them may be a close.
+        ClosesIn::Whatever => held.is_none_or(|held| held.contains(&symbol)),
+    }
+}
+
+/// Sorts open orders by what the halt asks for.
+fn sort(
+    orders: &calls::Orders,
+    cancel: CancelOrders,
+    closes_in: &ClosesIn,
+    ours: impl Fn(&OrderSummary) -> bool,
+) -> Orders {
     if !orders.listed {
-        return match (cancel, close_intended) {
+        return match (cancel, closes_in) {
             (CancelOrders::None, _) => Orders { kept: orders.count, ..Orders::default() },
-            (_, true) => Orders { closing: orders.count, ..Orders::default() },
             // Without a list none can be told to be protective: all of them count.
-            (_, false) => Orders { to_cancel: orders.count, ..Orders::default() },
+            (_, ClosesIn::Nothing) => Orders { to_cancel: orders.count, ..Orders::default() },
+            (..) => Orders { closing: orders.count, ..Orders::default() },
         };
     }
     let mut sorted = Orders::default();
     for order in &orders.orders {
         let symbol = order.summary.symbol.clone().unwrap_or_default();
-        // Without positions any of them may be a close.
-        let ours = close_intended && held.is_none_or(|held| held.contains(&symbol));
         let keep = cancel == CancelOrders::None || cancel == CancelOrders::NonProtective && order.protective;
-        if ours {
+        if ours(&order.summary) {
             sorted.closing += 1;
         } else if keep {
             sorted.kept += 1;
         } else {
             sorted.to_cancel += 1;
             let id = order.summary.id.clone().unwrap_or_default();
-            sorted.items.push(Item { id, symbol, quantity: order.summary.quantity.clone().unwrap_or_default() });
+            let quantity = order.summary.quantity.clone().unwrap_or_default();
+            sorted.items.push(Item { id, symbol, quantity, ..Item::default() });
         }
     }
     sorted
@@ -344,9 +406,15 @@ fn open(positions: &calls::Positions) -> Positions {
     let items = positions.positions.iter().map(|p| Item {
         id: p.symbol.clone().unwrap_or_default(),
         symbol: p.symbol.clone().unwrap_or_default(),
-        quantity: p.quantity.clone().unwrap_or_default(),
+        // The side says which way: a request takes a quantity without a sign.
+        quantity: match p.quantity.as_deref().and_then(number::exact) {
+            Some(quantity) => number::text(quantity.abs()),
+            None => p.quantity.clone().unwrap_or_default(),
+        },
+        side: p.side.map(selection::closing_side).unwrap_or_default().into(),
+        client_order_id: String::new(),
     });
-    Positions { open: positions.count, items: items.collect() }
+    Positions { open: positions.count, items: items.collect(), held: positions.positions.clone() }
 }
 
 fn show(
@@ -383,6 +451,7 @@ fn show(
         positions: held,
         last_error: errors.into_iter().flatten().next().map(|e| shorten(e)),
         read_at: Some(MicroTime(read.as_of())),
+        selection: before.selection,
         name: before.name,
     }
 }

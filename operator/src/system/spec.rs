@@ -14,6 +14,7 @@ use crate::{
         document::{Path, Scalar},
         extract, signing, template,
     },
+    halt::selection,
     outbound::guard,
 };
 
@@ -37,7 +38,13 @@ pub(super) struct Request<'a> {
 
 /// An item that every request for one item can be made of.
 pub(super) fn sample() -> Item {
-    Item { id: "id".into(), symbol: "symbol".into(), quantity: "1".into() }
+    Item {
+        id: "id".into(),
+        symbol: "symbol".into(),
+        quantity: "1".into(),
+        side: "sell".into(),
+        client_order_id: "id".into(),
+    }
 }
 
 impl Request<'_> {
@@ -70,6 +77,7 @@ fn requests_of_venue(venue: &Venue) -> Vec<(String, Request<'_>)> {
     for (field, state) in [("tradingSuspended", &venue.trading_suspended), ("marketOpen", &venue.market_open)] {
         all.extend(state.iter().map(|s| (name(field), needed(&s.http))));
     }
+    all.extend(venue.equity.iter().filter_map(|r| r.http.as_ref()).map(|http| (name("equity"), needed(http))));
     for (field, action) in [("cancelOrder", &venue.cancel_order), ("closePosition", &venue.close_position)] {
         all.extend(action.iter().map(|a| (name(field), Request { per_item: true, ..needed(&a.http) })));
     }
@@ -108,6 +116,7 @@ pub(super) fn jobs(spec: &TradingSystemSpec) -> Vec<(String, &JobAction)> {
         }
         all.extend(venue.open_orders.iter().enumerate().map(|(at, r)| (name("openOrders", at), r.job.as_ref())));
         all.extend(venue.open_positions.iter().enumerate().map(|(at, r)| (name("openPositions", at), r.job.as_ref())));
+        all.extend(venue.equity.iter().map(|r| (format!("venues[{}].equity", venue.name), r.job.as_ref())));
     }
     all.extend(spec.sync_positions.iter().map(|a| ("syncPositions".to_owned(), a.job.as_ref())));
     all.extend(spec.checks.iter().map(|c| (format!("checks[{}].job", c.name), c.job.as_ref().map(|job| &job.run))));
@@ -133,8 +142,7 @@ pub(super) fn buildable(request: &Request<'_>) -> bool {
 
 /// Whether a request for one item says which one.
 fn names_item(action: &ItemAction, placeholders: &[&str]) -> bool {
-    let body = action.http.body.as_ref().map(ToString::to_string).unwrap_or_default();
-    placeholders.iter().any(|p| action.http.url.contains(p) || body.contains(p))
+    placeholders.iter().any(|p| template::uses(&action.http, p))
 }
 
 fn expectation_error(expect: &Expectation) -> Option<String> {
@@ -172,6 +180,8 @@ pub(super) fn invalid(spec: &TradingSystemSpec) -> Vec<Problem> {
             let error = extract::position_reader(read).err();
             found.extend(error.map(|e| (name(format!("openPositions[{at}]")), e.to_string())));
         }
+        let equity = venue.equity.as_ref().and_then(|read| extract::number_path(read).err());
+        found.extend(equity.map(|e| (name("equity".into()), e.to_string())));
         for (field, state) in [("tradingSuspended", &venue.trading_suspended), ("marketOpen", &venue.market_open)] {
             found.extend(state.as_ref().and_then(state_error).map(|why| (name(field.into()), why)));
         }
@@ -226,6 +236,7 @@ pub(super) fn lacking(spec: &TradingSystemSpec) -> Vec<Problem> {
     }
     let mut found = vec![];
     let closing = spec.halt_policy.allowed_position_actions.contains(&PositionAction::CloseAll);
+    let selecting = spec.halt_policy.allowed_position_actions.iter().filter(|a| a.selects()).collect::<Vec<_>>();
     for venue in &spec.venues {
         let name = &venue.name;
         if venue.cancel_orders.is_empty() {
@@ -243,6 +254,14 @@ pub(super) fn lacking(spec: &TradingSystemSpec) -> Vec<Problem> {
                  positions could not be closed, or not be proven closed"
             );
             found.push(problem("ClosePositionsMissing", message));
+        }
+        for (action, lacking) in selecting.iter().filter_map(|a| Some((a, selection::unprepared(venue, **a)?))) {
+            let message = format!(
+                "spec.haltPolicy allows {}, and spec.venues[{name}] lacks {lacking}: which positions to close could not \
+                 be told, or they could not be closed one by one",
+                action.as_str()
+            );
+            found.push(problem("SelectionNotPossible", message));
         }
     }
     found

@@ -4,6 +4,7 @@ mod close;
 mod contention;
 mod deletion;
 mod ill;
+mod selection;
 mod signed;
 mod venues;
 mod workloads;

@@ -30,15 +30,18 @@ enum Scenario {
     Halt,
     /// A resume, with a check and a sync, of a halt that is proven.
     Resume,
+    /// A halt that reduces what is held to a half of the account's equity.
+    Reduce,
 }
 
 impl Scenario {
-    const ALL: [Self; 2] = [Self::Halt, Self::Resume];
+    const ALL: [Self; 3] = [Self::Halt, Self::Resume, Self::Reduce];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Halt => "halt",
             Self::Resume => "resume",
+            Self::Reduce => "reduce",
         }
     }
 }
@@ -127,6 +130,15 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     let mut plans = vec![];
     for (place, (key, mutating, _)) in keys.iter().enumerate() {
         let faults = match (mutating, wish == "all", key.ends_with("#1")) {
+            // What else a halt does is in its own scenario: here it is the closes, and what is written around them.
+            _ if scenario == Scenario::Reduce && wish != "all" => match key.as_str() {
+                key if key.contains("/v2/positions/") => Fault::ALL.to_vec(),
+                key if key.starts_with("GET /v2/account#") || key.starts_with("GET /v2/positions#1") => {
+                    vec![Fault::Error]
+                }
+                key if key.contains("tradinghalts/halt/status") => vec![Fault::ALL[place % 2]],
+                _ => vec![],
+            },
             (true, ..) | (_, true, _) => Fault::ALL.to_vec(),
             // Over all reads every fault has its turn.
             (false, false, true) => vec![Fault::ALL[place % Fault::ALL.len()]],
@@ -207,6 +219,12 @@ async fn sweep_of_a_halt() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sweep_of_a_resume() -> Result<()> {
     sweep(Scenario::Resume).await
+}
+
+/// S0-44
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sweep_of_a_halt_that_reduces() -> Result<()> {
+    sweep(Scenario::Reduce).await
 }
 
 /// A second operator, whose watches are dead, still takes the halt for held when the first one has released it.

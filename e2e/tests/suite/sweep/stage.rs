@@ -30,7 +30,7 @@ use standfast_e2e::{
     faults::{Fault, Faults, Outcome, Recorded},
     process::Process,
     proxy::{self, Living},
-    venue::{Behaviour, Effect, NewOrder, PaperVenue, Side, What},
+    venue::{Behaviour, Decimal, Effect, NewOrder, PaperVenue, Side, What},
     world::{KEY, Operator, World},
 };
 use standfast_operator::{
@@ -49,6 +49,10 @@ const PATIENCE: Duration = Duration::from_secs(100);
 const SAMPLE: Duration = Duration::from_millis(10);
 /// Bots and their replicas.
 pub const BOTS: [(&str, i32); 2] = [("bot", 2), ("scalper", 1)];
+/// What is held of MSFT and TSLA where it is reduced, at 100 each: 1,100,000 long and short, of an equity of 1,500,000.
+const REDUCED: (i64, i64) = (8000, -3000);
+/// A half of that equity.
+const HALF: i64 = 750_000;
 /// How often the check fails before it passes, in a resume.
 const FAILURES: u32 = 1;
 /// Name of the halt.
@@ -203,8 +207,9 @@ impl Stage {
             cancel_delay_ms: 20,
             ..Behaviour::default()
         });
-        world.venue.set_position(KEY, "MSFT", 5, 90);
-        world.venue.set_position(KEY, "TSLA", -3, 110);
+        let (msft, tsla) = if plan.scenario == Scenario::Reduce { REDUCED } else { (5, -3) };
+        world.venue.set_position(KEY, "MSFT", msft, 90);
+        world.venue.set_position(KEY, "TSLA", tsla, 110);
         // Holds the quantity that is to be closed.
         let _ = world.venue.place_order(KEY, &NewOrder::limit("MSFT", Side::Sell, 5, 200));
         for (name, replicas) in BOTS {
@@ -225,7 +230,8 @@ impl Stage {
                 json!({
                     "checks": [check],
                     "syncPositions": {"http": {"method": "POST", "url": format!("{url}/sync"), "timeout": "2s"}},
-                    "haltPolicy": {"allowedPositionActions": ["Keep", "CloseAll"]}
+                    "venues": [if plan.scenario == Scenario::Reduce { world.selecting_venue() } else { world.venue_spec() }],
+                    "haltPolicy": {"allowedPositionActions": ["Keep", "CloseAll", "ReduceTo"]}
                 }),
             )
             .await?;
@@ -292,8 +298,18 @@ impl Stage {
             () if !alive.is_empty() => Some(format!("pods run: {}", alive.join(", "))),
             () if orders > 0 => Some(format!("{orders} orders are open")),
             () if closes && positions > 0 => Some(format!("{positions} positions are open")),
+            () if self.scenario == Scenario::Reduce && self.exposure() > HALF => {
+                Some(format!("what is held is worth {}", self.exposure()))
+            }
             () => None,
         }
+    }
+
+    /// What is held is worth so much, long and short added up.
+    fn exposure(&self) -> i64 {
+        let held = self.world.venue.positions(KEY).into_iter();
+        let worth = held.map(|p| (p.qty * p.current_price).abs()).sum::<Decimal>();
+        worth.ceil().try_into().unwrap_or(i64::MAX)
     }
 
     /// Ends when the status says `Halted` and the world says otherwise.
@@ -416,6 +432,12 @@ impl Stage {
                 self.world.halt(HALT, json!({"positions": {"action": "CloseAll"}})).await?;
                 self.drive(&mut operator, self.until_halted()).await
             }
+            Scenario::Reduce => {
+                self.faults.arm();
+                let half = json!({"positions": {"action": "ReduceTo", "reduceTo": {"exposurePercent": "50"}}});
+                self.world.halt(HALT, half).await?;
+                self.drive(&mut operator, self.until_halted()).await
+            }
             Scenario::Resume => {
                 self.world.halt(HALT, json!({})).await?;
                 ensure!(self.until_halted().await?.is_none(), "the halt is not proven");
@@ -485,7 +507,7 @@ fn show(status: &impl serde::Serialize) -> String {
 /// What the order of the calls must be, whatever went wrong.
 fn in_order(scenario: Scenario, calls: &[Recorded]) -> Result<()> {
     let index = |found: &dyn Fn(&Recorded) -> bool| calls.iter().position(found);
-    if scenario == Scenario::Halt {
+    if scenario != Scenario::Resume {
         return Ok(());
     }
     let is = |call: &Recorded, kind: &str| call.armed && call.kind.starts_with(kind);
