@@ -318,3 +318,15 @@ pub struct StateRead {
     /// What the value is when the answer is yes.
     pub expect: Expectation,
 }
+
+/// A question to an HTTP endpoint with one number as its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.http.method in ['GET', 'POST']", "a read changes nothing: write method: GET, or POST where the source is asked that way"))]
+pub struct ValueRead {
+    /// The request.
+    pub http: HttpRequest,
+    /// JSONPath of the number in the answer.
+    #[schemars(length(min = 1, max = 256))]
+    pub path: String,
+}
