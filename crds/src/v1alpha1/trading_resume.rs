@@ -153,7 +153,7 @@ pub struct TradingResumeStatus {
     /// One word for people.
     #[serde(default)]
     pub phase: ResumePhase,
-    /// `Completed`, `Released`, `Ready`, `Reconciling`, `Stalled`.
+    /// `Completed`, `Released`, `Ready`, `Reconciling`, `Stalled`; with stages or a watch also `Regressed`.
     #[serde(default)]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

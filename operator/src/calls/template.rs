@@ -186,8 +186,10 @@ mod tests {
     #[test]
     fn a_value_of_its_own_is_encoded_in_the_address_and_plain_in_the_body() {
         let request = |url: &str| -> HttpRequest {
-            serde_json::from_value(json!({"method": "PUT", "url": url, "body": {"{value}": ["{value}", 1], "b": "x{value}"}}))
-                .unwrap()
+            serde_json::from_value(
+                json!({"method": "PUT", "url": url, "body": {"{value}": ["{value}", 1], "b": "x{value}"}}),
+            )
+            .unwrap()
         };
         let put = request("https://h/limits/{value}?v={value}&i={id}");
         let filled = with(&put, "value", "a/b \"c").unwrap();

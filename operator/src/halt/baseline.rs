@@ -101,10 +101,7 @@ fn released(resume: &TradingResume) -> Option<Released<'_>> {
 
 /// The record of a workload that was released and not brought back, and the halt it stands in. Only the last resume that
 /// had to do with it tells: what others left undone before is settled by it.
-fn unrestored(
-    released: &[Released<'_>],
-    view: &View,
-) -> Option<(String, LatchedWorkload)> {
+fn unrestored(released: &[Released<'_>], view: &View) -> Option<(String, LatchedWorkload)> {
     let (kind, name) = (view.key.kind, view.key.name.as_str());
     let records = released.iter().filter_map(|r| {
         let record = r.workloads.iter().find(|w| w.kind == kind && w.name == name)?;
@@ -287,7 +284,8 @@ mod tests {
     /// A resume of `a`, which recorded 10 replicas of `bot`, in stages of 25 and 100 percent.
     fn staged(phase: &str, small: &str, full: &str, finished: bool) -> TradingResume {
         let mut resume = serde_json::to_value(resume("a", 10, 1, phase, DONE, OPEN)).unwrap();
-        let step = |name: &str, state: &str| json!({"name": name, "state": state, "attempts": i32::from(state != OPEN)});
+        let step =
+            |name: &str, state: &str| json!({"name": name, "state": state, "attempts": i32::from(state != OPEN)});
         resume["status"]["steps"] =
             json!([step("release", DONE), step("small-workloads", small), step("full-workloads", full)]);
         resume["status"]["plan"]["policy"] =

@@ -81,7 +81,11 @@ fn would(cx: &Context, name: &str) -> String {
             return sizes(cx, before, stage.replicas_percent);
         }
         if is(part::HOLD) {
-            return format!("would be held for {} with {} checks", stage.hold, plan.watched(stage.checks.as_ref()).len());
+            return format!(
+                "would be held for {} with {} checks",
+                stage.hold,
+                plan.watched(stage.checks.as_ref()).len()
+            );
         }
         before = stage.replicas_percent;
     }

@@ -8,9 +8,9 @@ use standfast_crds::v1alpha1::{LatchedWorkload, StepState, StepStatus, TradingRe
 use super::{
     context::DEADLINE,
     gates,
-    restore::Names,
     plan::ResumePlan,
     ramp,
+    restore::Names,
     status::{self, Ending, step},
     watch::Record,
 };

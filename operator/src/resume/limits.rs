@@ -299,6 +299,9 @@ mod tests {
         #[case] expected: CheckState,
     ) {
         let watched = Told { name: "maxPositionPercent".into(), wanted: "0.5".into(), found }.watched();
-        assert_eq!((watched.state, watched.at_once, watched.name.as_str()), (expected, true, "limit maxPositionPercent"));
+        assert_eq!(
+            (watched.state, watched.at_once, watched.name.as_str()),
+            (expected, true, "limit maxPositionPercent")
+        );
     }
 }

@@ -71,8 +71,8 @@ use crate::{
     workloads::Key,
 };
 use context::{Context, DEADLINE, Outside, readable};
-use journal::{ResumeJournal, now};
 use hold::{Course, Fault, course};
+use journal::{ResumeJournal, now};
 use rehalt::Why;
 use status::Ending;
 use watch::Memories;

@@ -171,7 +171,9 @@ pub fn resolve(
         let Some(http) = &limit.set.http else { continue };
         if !template::takes(http, "value") {
             let name = &limit.name;
-            return Err(format!("limit {name}: its request does not tell the value: put {{value}} into its url or body"));
+            return Err(format!(
+                "limit {name}: its request does not tell the value: put {{value}} into its url or body"
+            ));
         }
         settable(&limit.name, policy, system, workloads)?;
     }

@@ -54,8 +54,10 @@ pub(super) fn names(resume: &TradingResume, why: &Why) -> [String; 2] {
 /// The halt that ends a resume. It belongs to nobody: it stays when the resume is deleted. Fields that are not set are
 /// left out: the policy about `requestedBy` takes null for a name.
 pub(super) fn halt(resume: &TradingResume, of: &Subject, name: &str, why: &Why) -> DynamicObject {
-    let mut annotations =
-        vec![(RESUME_UID.to_owned(), resume.uid().unwrap_or_default()), (BASELINES_FROM.to_owned(), of.halt.name.clone())];
+    let mut annotations = vec![
+        (RESUME_UID.to_owned(), resume.uid().unwrap_or_default()),
+        (BASELINES_FROM.to_owned(), of.halt.name.clone()),
+    ];
     if resume.status.as_ref().is_some_and(|s| ramp::partly_back(&s.steps)) {
         annotations.push((PARTLY_BACK.to_owned(), "true".to_owned()));
     }
@@ -71,12 +73,7 @@ pub(super) fn halt(resume: &TradingResume, of: &Subject, name: &str, why: &Why) 
 }
 
 /// Creates the halt unless it is there, and tells its name.
-pub(super) async fn ensure(
-    client: &Client,
-    resume: &TradingResume,
-    of: &Subject,
-    why: &Why,
-) -> Result<String, String> {
+pub(super) async fn ensure(client: &Client, resume: &TradingResume, of: &Subject, why: &Why) -> Result<String, String> {
     let namespace = resume.namespace().unwrap_or_default();
     let resource = ApiResource::erase::<TradingHalt>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);

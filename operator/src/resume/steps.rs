@@ -157,9 +157,7 @@ impl Step for Checks {
         let passes = cx.with_memory(|m| m.gate.look(at, answer.is_ok()));
         match answer {
             Ok(text) if passes >= thresholds.success => Observation::Done(text),
-            Ok(text) => {
-                Observation::InProgress(format!("{text}, {passes} of {} times in a row", thresholds.success))
-            }
+            Ok(text) => Observation::InProgress(format!("{text}, {passes} of {} times in a row", thresholds.success)),
             Err(why) => Observation::InProgress(why),
         }
     }

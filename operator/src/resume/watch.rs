@@ -260,7 +260,9 @@ impl Hold {
         record.set(status);
         let mut known = locked(&record.0);
         known.fault = Some(stage.fault().cloned());
-        if let Some(fault) = stage.fault().filter(|f| before.is_none_or(|b| b.check != f.check)) {
+        // What the system is halted again for is written down by itself: it is more than news.
+        let told = self.rules.on == OnRegression::ReHalt;
+        if let Some(fault) = stage.fault().filter(|f| !told && before.is_none_or(|b| b.check != f.check)) {
             known.news = Some(format!("{} in stage {}: {}", fault.check, self.name, fault.message));
             known.regression = Some(regression(&self.name, fault));
         }

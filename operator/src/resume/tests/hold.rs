@@ -166,7 +166,10 @@ fn a_stage_is_looked_at_when_it_may_have_held_and_at_least_once() {
     assert_eq!(stage.look(s(2), &good, false, &rules), Verdict::Done);
     let at_once = Rules { need: s(0), ..rules };
     assert_eq!(Stage::default().look(s(0), &good, false, &at_once), Verdict::Done);
-    assert!(matches!(Stage::default().look(s(0), &[watched("a", Failing, false)], false, &at_once), Verdict::Regressed(_)));
+    assert!(matches!(
+        Stage::default().look(s(0), &[watched("a", Failing, false)], false, &at_once),
+        Verdict::Regressed(_)
+    ));
 }
 
 #[rstest]

@@ -24,7 +24,15 @@ const HOUR: i64 = 3_600_000;
 
 /// The steps of the model: those of a resume, without those that only wait.
 const STEPS: [&str; 9] = [
-    "checks", "request-release", "small-limits", "small-workloads", "small-hold", "full-limits", "full-hold", "verify", "watch",
+    "checks",
+    "request-release",
+    "small-limits",
+    "small-workloads",
+    "small-hold",
+    "full-limits",
+    "full-hold",
+    "verify",
+    "watch",
 ];
 
 /// SplitMix64.
@@ -241,7 +249,11 @@ impl Model {
                 if there { Observation::Done(String::new()) } else { Observation::NotDone(String::new()) }
             }
             "small-workloads" => {
-                if world.running { Observation::Done(String::new()) } else { Observation::NotDone(String::new()) }
+                if world.running {
+                    Observation::Done(String::new())
+                } else {
+                    Observation::NotDone(String::new())
+                }
             }
             "verify" if world.well => Observation::Done(String::new()),
             "verify" => Observation::InProgress(String::new()),

@@ -82,11 +82,7 @@ use StepState::{Pending, Running, Skipped, Succeeded};
 #[case::everything(&[("a-workloads", Succeeded), ("b-workloads", Succeeded), ("b-hold", Running)], true, false)]
 #[case::nothing_to_bring_back(&[("a-workloads", Skipped), ("b-workloads", Skipped)], true, false)]
 #[case::a_venue_of_that_name(&[("restore-workloads", Succeeded), ("allow-trading-x-workloads", Running)], true, false)]
-fn what_is_back_follows_from_the_journal(
-    #[case] steps: &[(&str, StepState)],
-    #[case] all: bool,
-    #[case] partly: bool,
-) {
+fn what_is_back_follows_from_the_journal(#[case] steps: &[(&str, StepState)], #[case] all: bool, #[case] partly: bool) {
     let steps: Vec<_> = steps.iter().map(|(name, state)| step(name, *state)).collect();
     assert_eq!((all_back(&steps), partly_back(&steps)), (all, partly));
 }

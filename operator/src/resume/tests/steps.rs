@@ -428,9 +428,21 @@ async fn the_steps_of_stages_are_in_order_and_have_names_of_their_own() {
     assert_eq!(
         names[5..],
         [
-            "release", "small-limits", "small-workloads", "small-ready", "small-limits-proven", "application-resume",
-            "allow-trading-alpaca", "small-hold", "full-limits", "full-workloads", "full-ready", "full-limits-proven",
-            "full-hold", "verify", "watch",
+            "release",
+            "small-limits",
+            "small-workloads",
+            "small-ready",
+            "small-limits-proven",
+            "application-resume",
+            "allow-trading-alpaca",
+            "small-hold",
+            "full-limits",
+            "full-workloads",
+            "full-ready",
+            "full-limits-proven",
+            "full-hold",
+            "verify",
+            "watch",
         ]
     );
     // A hold has no end of its own: only what is seen counts.
