@@ -15,7 +15,7 @@ use super::{
     restore::{Ready, RestoreWorkloads},
     status::{NOT_RELEASED, step},
     venues::{AllowTrading, ApplicationResume, Verify},
-    watch::{Hold, monotonic},
+    watch::{Hold, Meanwhile, monotonic},
 };
 use crate::{
     engine::{Acted, Definition, Observation, Procedure, Step},
@@ -36,7 +36,7 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
         all.push(vec![Box::new(Ready { cx: Arc::clone(cx), name: step::READY.into() })]);
         all.extend(bring_back(cx));
     }
-    let mut before = 0;
+    let (mut before, mut last) = (0, None);
     for (number, stage) in cx.plan.policy.ramp.iter().enumerate() {
         let (cx, stage, name) = (|| Arc::clone(cx), || stage.clone(), |part| step_name(&stage.name, part));
         let percent = stage().replicas_percent;
@@ -44,13 +44,18 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
             RestoreWorkloads { cx: cx(), name: name(part::WORKLOADS), before, percent, guarded: number == 0 };
         all.push(vec![Box::new(limits::Write { cx: cx(), stage: stage() })]);
         all.push(vec![Box::new(workloads)]);
-        all.push(vec![Box::new(Ready { cx: cx(), name: name(part::READY) })]);
-        all.push(vec![Box::new(limits::Prove { cx: cx(), stage: stage() })]);
+        let slow: [Box<dyn Step>; 2] = [
+            Box::new(Ready { cx: cx(), name: name(part::READY) }),
+            Box::new(limits::Prove { cx: cx(), stage: stage() }),
+        ];
+        for step in slow {
+            all.push(vec![Box::new(Meanwhile::new(&cx(), step, last.as_ref(), &stage()))]);
+        }
         if number == 0 {
             all.extend(bring_back(&cx()));
         }
         all.push(vec![Box::new(Hold::stage(&cx(), &stage()))]);
-        before = percent;
+        (before, last) = (percent, Some(stage()));
     }
     all.push(vec![Box::new(Verify(Arc::clone(cx)))]);
     all.extend(Hold::watch(cx).map(|w| vec![Box::new(w) as Box<dyn Step>]));

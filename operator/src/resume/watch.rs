@@ -194,11 +194,20 @@ pub(super) struct Hold {
     /// The stage, or the last one: its limits hold during the watch too.
     limits: Option<Stage>,
     name: String,
+    /// What this process knows it by.
+    key: String,
     checks: Vec<Check>,
     rules: Rules,
 }
 
 impl Hold {
+    /// Of the way from one stage to the next.
+    fn between(cx: &Arc<Context>, before: &Stage, next: &Stage) -> Self {
+        let checks = cx.plan.watched(before.checks.as_ref());
+        let way = Self::new(cx, next.name.clone(), None, checks, Duration::MAX);
+        Self { key: format!("to {}", next.name), ..way }
+    }
+
     /// Of a stage.
     pub fn stage(cx: &Arc<Context>, stage: &Stage) -> Self {
         let checks = cx.plan.watched(stage.checks.as_ref());
@@ -220,14 +229,14 @@ impl Hold {
             failures: thresholds.failure,
             on: cx.plan.policy.on_regression.unwrap_or_default(),
         };
-        Self { cx: Arc::clone(cx), limits, name, checks, rules }
+        Self { cx: Arc::clone(cx), limits, key: name.clone(), name, checks, rules }
     }
 
     /// The stage as this process knows it, or as it is written down.
     fn with<T>(&self, use_it: impl FnOnce(&mut hold::Stage) -> T) -> T {
         let mut memory = locked(&self.cx.memory);
         let written = || self.cx.record.stage(&self.name).and_then(|s| s.held).map(|h| h.get()).unwrap_or_default();
-        use_it(memory.stages.entry(self.name.clone()).or_insert_with(|| hold::Stage::from(written())))
+        use_it(memory.stages.entry(self.key.clone()).or_insert_with(|| hold::Stage::from(written())))
     }
 
     fn holding(&self, said: &str) -> Observation {
@@ -283,15 +292,12 @@ pub(super) fn regression(stage: &str, fault: &Fault) -> Regression {
 #[async_trait]
 impl Step for Hold {
     fn definition(&self) -> Definition {
-        let orders = self.cx.plan.venues.iter().filter_map(|v| v.orders_since.as_ref()?.http.as_ref());
-        let orders = orders.map(|http| time_of(http) * 4).max().unwrap_or_default().min(ORDERS_TIME);
-        let longest = time_for(self.checks.iter()).max(limits::time_to_ask(&self.cx)).max(orders);
         let due = match self.with(|stage| stage.due(monotonic(), &self.rules)) {
             Duration::ZERO => self.rules.interval,
             due => due,
         };
         let name = if self.name == WATCH { WATCH.to_owned() } else { step_name(&self.name, part::HOLD) };
-        Definition { look: longest + Duration::from_secs(5), interval: due.min(AWAKE), ..Definition::new(name) }
+        Definition { look: self.time_to_look(), interval: due.min(AWAKE), ..Definition::new(name) }
     }
 
     async fn observe(&self, entry: &StepStatus) -> Observation {
@@ -326,6 +332,33 @@ impl Step for Hold {
 }
 
 impl Hold {
+    /// How long one look takes at most.
+    fn time_to_look(&self) -> Duration {
+        let orders = self.cx.plan.venues.iter().filter_map(|v| v.orders_since.as_ref()?.http.as_ref());
+        let orders = orders.map(|http| time_of(http) * 4).max().unwrap_or_default().min(ORDERS_TIME);
+        time_for(self.checks.iter()).max(limits::time_to_ask(&self.cx)).max(orders) + Duration::from_secs(5)
+    }
+
+    /// What goes wrong on the way, if anything does. No time counts, and the limits are being changed.
+    async fn goes_wrong(&self) -> Option<Observation> {
+        let at = monotonic();
+        let (due, fault) = self.with(|stage| (stage.due(at, &self.rules), stage.fault().cloned()));
+        if self.rules.on != OnRegression::ReHalt {
+            return None;
+        }
+        if let Some(fault) = fault {
+            return Some(self.fail(&fault).await);
+        }
+        if !due.is_zero() {
+            return None;
+        }
+        let (seen, _) = look(&self.cx, &self.checks, None).await;
+        match self.with(|stage| stage.look(at, &seen, self.cx.paused, &self.rules)) {
+            Verdict::Regressed(fault) => Some(self.fail(&fault).await),
+            _ => None,
+        }
+    }
+
     /// What fails because somebody else halted is no regression: that halt ends the resume.
     async fn fail(&self, fault: &Fault) -> Observation {
         if let Ok(halts) = self.cx.halts().await
@@ -335,6 +368,41 @@ impl Hold {
         }
         self.cx.record.regressed(regression(&self.name, fault));
         Observation::Failed(format!("{}: {}", fault.check, fault.message))
+    }
+}
+
+/// A step of a later stage that may take its time: the system trades meanwhile, and the checks of the stage before are
+/// watched.
+pub(super) struct Meanwhile {
+    step: Box<dyn Step>,
+    way: Option<Hold>,
+}
+
+impl Meanwhile {
+    /// `before` is the stage before, if there is one.
+    pub fn new(cx: &Arc<Context>, step: Box<dyn Step>, before: Option<&Stage>, stage: &Stage) -> Self {
+        Self { step, way: before.map(|before| Hold::between(cx, before, stage)) }
+    }
+}
+
+#[async_trait]
+impl Step for Meanwhile {
+    fn definition(&self) -> Definition {
+        let own = self.step.definition();
+        Definition { look: own.look + self.way.as_ref().map_or(Duration::ZERO, Hold::time_to_look), ..own }
+    }
+
+    async fn observe(&self, entry: &StepStatus) -> Observation {
+        let seen = self.step.observe(entry).await;
+        let open = matches!(seen, Observation::InProgress(_) | Observation::NotDone(_) | Observation::Unknown(_));
+        match &self.way {
+            Some(way) if open => way.goes_wrong().await.unwrap_or(seen),
+            _ => seen,
+        }
+    }
+
+    async fn act(&self, entry: &StepStatus) -> Acted {
+        self.step.act(entry).await
     }
 }
 

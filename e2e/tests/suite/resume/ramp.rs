@@ -174,6 +174,23 @@ async fn s1_36_an_operator_that_is_away_makes_a_stage_longer() -> Result<()> {
     assert_trading(&world, 4).await
 }
 
+/// Between two stages it trades, too.
+#[tokio::test]
+async fn a_check_that_fails_on_the_way_to_the_next_stage_halts_again() -> Result<()> {
+    let (world, _operator) = staged("way", three_stages(["2s", "1s", "1s"]), json!({})).await?;
+    world.resume("go-on", "stale").await?;
+    in_stage(&world, "restricted").await?;
+    world.node.set_idle(true);
+    saying(&world, "go-on", "half-ready: waiting for ready pods of Deployment bot").await?;
+    world.venue.set_market_open(false);
+    let resume = world.resume_in("go-on", ResumePhase::ReHalted).await?;
+    assert!(message(&resume).contains("check market in stage half: found false"), "{}", message(&resume));
+    world.node.set_idle(false);
+    assert_held(&world, "go-on-regression").await?;
+    assert_eq!(world.halt_status("go-on-regression").await?.workloads[0].replicas, Some(4));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_paused_stage_does_not_go_on_and_is_watched() -> Result<()> {
     let (world, _operator) = staged("pausing", three_stages(["2s", "1s", "1s"]), json!({})).await?;
