@@ -263,6 +263,7 @@ impl ResumeReconciler {
                 // The deadline of the gates goes on.
                 let left = Duration::try_from(until.duration_since(now())).unwrap_or_default();
                 let wait = if requested_at.is_none() { left + SOON } else { PAUSE };
+                let wait = if watch::paused(&cx, &status).await { Duration::ZERO } else { wait };
                 written(journal.settle(status, None).await, Action::requeue(wait))
             }
             Ok(Advance::Ended(End::Failed(step))) if goes_wrong(&cx.plan, &status, &step) => {
@@ -406,6 +407,7 @@ impl ResumeReconciler {
     /// release and its end leaves a system halted again. There is no finalizer, so this works only while an operator
     /// runs.
     pub async fn on_deleted(&self, resume: &TradingResume) {
+        self.memories.forget(&resume.uid().unwrap_or_default());
         let (namespace, name) = (resume.namespace().unwrap_or_default(), resume.name_any());
         for _ in 0..DELETED_TRIES.0 {
             match self.deleted(resume, &namespace, &name).await {

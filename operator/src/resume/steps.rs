@@ -57,7 +57,11 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
         all.push(vec![Box::new(Hold::stage(&cx(), &stage()))]);
         (before, last) = (percent, Some(stage()));
     }
-    all.push(vec![Box::new(Verify(Arc::clone(cx)))]);
+    let verify = Box::new(Verify(Arc::clone(cx)));
+    match last {
+        Some(last) => all.push(vec![Box::new(Meanwhile::new(cx, verify, Some(&last), &last))]),
+        None => all.push(vec![verify]),
+    }
     all.extend(Hold::watch(cx).map(|w| vec![Box::new(w) as Box<dyn Step>]));
     all
 }

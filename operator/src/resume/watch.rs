@@ -371,6 +371,17 @@ impl Hold {
     }
 }
 
+/// Watches a stage that is paused between two of its steps. Tells whether it goes wrong; that is noted.
+pub(super) async fn paused(cx: &Arc<Context>, status: &TradingResumeStatus) -> bool {
+    // Before the first look at the first stage nothing trades.
+    let stage = status.stages.first().and(status.stage.as_ref());
+    let stage = stage.and_then(|name| cx.plan.policy.ramp.iter().find(|s| s.name == *name));
+    match stage {
+        Some(stage) => matches!(Hold::between(cx, stage, stage).goes_wrong().await, Some(Observation::Failed(_))),
+        None => false,
+    }
+}
+
 /// A step of a later stage that may take its time: the system trades meanwhile, and the checks of the stage before are
 /// watched.
 pub(super) struct Meanwhile {
