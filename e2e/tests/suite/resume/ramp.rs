@@ -90,7 +90,7 @@ async fn in_stage(world: &World, name: &str) -> Result<TradingResume> {
 /// S0-28, S0-63, S1-36, S2-36, S4-13, S4-27
 #[tokio::test]
 async fn s0_63_trading_returns_in_stages_that_are_held() -> Result<()> {
-    let (world, _operator) = staged("stages", three_stages(["4s", "3s", "2s"]), json!({})).await?;
+    let (world, _operator) = staged("stages", three_stages(["5s", "5s", "2s"]), json!({})).await?;
     world.resume("go-on", "stale").await?;
     for (name, replicas, percent) in [("restricted", 1, "0.5"), ("half", 2, "1"), ("full", 4, "2")] {
         let resume = in_stage(&world, name).await?;
@@ -102,7 +102,7 @@ async fn s0_63_trading_returns_in_stages_that_are_held() -> Result<()> {
     let resume = world.resume_in("go-on", ResumePhase::Completed).await?;
     assert_eq!(message(&resume), "trading again");
     assert_trading(&world, 4).await?;
-    for (name, hold) in [("restricted", 4), ("half", 3), ("full", 2)] {
+    for (name, hold) in [("restricted", 5), ("half", 5), ("full", 2)] {
         let stage = stage(&resume, name);
         let hold = Duration::from_secs(hold);
         assert!(stage.held.is_some_and(|h| h.get() >= hold) && took(&stage) >= hold, "{stage:?}");
@@ -177,7 +177,7 @@ async fn s1_36_an_operator_that_is_away_makes_a_stage_longer() -> Result<()> {
 /// Between two stages it trades, too.
 #[tokio::test]
 async fn a_check_that_fails_on_the_way_to_the_next_stage_halts_again() -> Result<()> {
-    let (world, _operator) = staged("way", three_stages(["2s", "1s", "1s"]), json!({})).await?;
+    let (world, _operator) = staged("way", three_stages(["4s", "1s", "1s"]), json!({})).await?;
     world.resume("go-on", "stale").await?;
     in_stage(&world, "restricted").await?;
     world.node.set_idle(true);
@@ -193,7 +193,7 @@ async fn a_check_that_fails_on_the_way_to_the_next_stage_halts_again() -> Result
 
 #[tokio::test]
 async fn a_paused_stage_does_not_go_on_and_is_watched() -> Result<()> {
-    let (world, _operator) = staged("pausing", three_stages(["2s", "1s", "1s"]), json!({})).await?;
+    let (world, _operator) = staged("pausing", three_stages(["10m", "1s", "1s"]), json!({})).await?;
     world.resume("go-on", "stale").await?;
     in_stage(&world, "restricted").await?;
     world.patch::<TradingResume>("go-on", json!({"spec": {"paused": true}})).await?;
