@@ -3,11 +3,11 @@
 use std::{error::Error, fs, path::Path};
 
 use kube::CustomResourceExt;
-use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
+use standfast_crds::v1alpha1::{Approval, TradingHalt, TradingResume, TradingSystem};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: crdgen FOLDER")?;
-    for crd in [TradingSystem::crd(), TradingHalt::crd(), TradingResume::crd()] {
+    for crd in [TradingSystem::crd(), TradingHalt::crd(), TradingResume::crd(), Approval::crd()] {
         let name = crd.metadata.name.clone().unwrap_or_default();
         let yaml = serde_saphyr::to_string(&crd)?;
         fs::write(Path::new(&folder).join(format!("{name}.yaml")), yaml)?;

@@ -7,8 +7,11 @@ Stopping it does not cancel its orders: that is what a halt is for.
     GET  /status/trading     {"trading": …, "lastOrderTime": …, "ordersPlaced": …, …}
     GET  /limits             {"maxPositionPercent": "2", "riskMode": "normal"}
     PUT  /limits             the same; both are enforced from the next round on         (bearer token)
+    PUT  /limits/<name>      {"value": "0.5"}: only this one                            (bearer token)
     POST /emergency/halt     no order is sent after the answer                          (bearer token)
     POST /emergency/resume   trading goes on                                            (bearer token)
+
+With BOT_LIMITS_FOLDER the limits are the files of these names in it, such as a mounted ConfigMap, read in every round.
 
 Configuration is by environment, see `Config`.
 """
@@ -61,6 +64,7 @@ class Config:
     refresh: int = field(default_factory=lambda: int(os.environ.get("BOT_REFRESH_ROUNDS", "5")))
     max_position_percent: str = field(default_factory=lambda: os.environ.get("BOT_MAX_POSITION_PERCENT", "2"))
     risk_mode: str = field(default_factory=lambda: os.environ.get("BOT_RISK_MODE", "normal"))
+    limits_folder: str = field(default_factory=lambda: os.environ.get("BOT_LIMITS_FOLDER", ""))
     starts_halted: bool = field(default_factory=lambda: flag("BOT_STARTS_HALTED"))
     # For tests of a bot that does not go away when asked.
     ignore_sigterm: bool = field(default_factory=lambda: flag("BOT_IGNORE_SIGTERM"))
@@ -88,6 +92,26 @@ class Limits:
 
     def set(self, body):
         self.percent, self.mode = self.check(body)
+
+    def set_one(self, name, body):
+        if not isinstance(body, dict) or set(body) != {"value"}:
+            raise ValueError("give exactly value")
+        self.set({**self.json(), name: body["value"]})
+
+    def read(self, folder):
+        """Takes over what stands in a folder. What cannot be read, or is no limit, changes nothing."""
+        found = self.json()
+        for name in found:
+            try:
+                with open(os.path.join(folder, name), encoding="utf-8") as file:
+                    found[name] = file.read().strip()
+            except OSError:
+                pass
+        if found != self.json():
+            try:
+                self.set(found)
+            except ValueError as error:
+                log.warning("the limits in %s are not taken over: %s", folder, error)
 
     def json(self):
         return {"maxPositionPercent": f"{self.percent:f}", "riskMode": self.mode}
@@ -150,6 +174,8 @@ class Bot:
     def __init__(self, config):
         self.config = config
         self.limits = Limits(config.max_position_percent, config.risk_mode)
+        if config.limits_folder:
+            self.limits.read(config.limits_folder)
         self.trading = not config.starts_halted
         self.stopping = threading.Event()
         # Held while an order is on its way: whoever takes it after clearing `trading` knows that none follows.
@@ -205,6 +231,8 @@ class Bot:
             self.stopping.wait(max(0.0, started + self.config.interval - time.monotonic()))
 
     def round(self):
+        if self.config.limits_folder:
+            self.limits.read(self.config.limits_folder)
         equity = Decimal(self.broker.get_account().equity)
         positions = {p.symbol: p for p in self.broker.get_all_positions()}
         orders = self.broker.get_orders(GetOrdersRequest(status=QueryOrderStatus.OPEN, limit=500))
@@ -371,9 +399,13 @@ def handler(bot):
             self.change(actions.get(self.path) and (lambda _: actions[self.path]() or bot.status()))
 
         def do_PUT(self):
-            self.change(
-                (lambda body: bot.limits.set(json.loads(body)) or bot.limits.json()) if self.path == "/limits" else None
-            )
+            folder, _, name = self.path.rpartition("/")
+            if self.path == "/limits":
+                self.change(lambda body: bot.limits.set(json.loads(body)) or bot.limits.json())
+            elif folder == "/limits" and name in bot.limits.json():
+                self.change(lambda body: bot.limits.set_one(name, json.loads(body)) or bot.limits.json())
+            else:
+                self.change(None)
 
         def change(self, action):
             body = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 65536))

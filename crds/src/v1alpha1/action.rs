@@ -112,8 +112,9 @@ pub struct HttpRequest {
     /// The method; `GET` if none is given.
     #[serde(default)]
     pub method: HttpMethod,
-    /// The whole address. Requests for one order or position may use `{id}`, `{symbol}`
-    /// and `{quantity}`, those for a position `{side}` and `{clientOrderId}` too. They are percent-encoded.
+    /// The whole address. Requests for one order or position may use `{id}`, `{symbol}` and `{quantity}`, those for a
+    /// position `{side}` and `{clientOrderId}` too; those that set a limit `{value}`, those that ask since when `{since}`.
+    /// All are percent-encoded.
     #[schemars(length(min = 1, max = 2048))]
     pub url: String,
     /// Headers with plain values.

@@ -1,14 +1,18 @@
 //! Version `v1alpha1` of the API.
 
 mod action;
+mod approval;
 mod common;
+mod resume_policy;
 mod run;
 mod trading_halt;
 mod trading_resume;
 mod trading_system;
 
 pub use action::*;
+pub use approval::*;
 pub use common::*;
+pub use resume_policy::*;
 pub use run::*;
 pub use trading_halt::*;
 pub use trading_resume::*;

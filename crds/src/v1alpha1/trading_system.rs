@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, NumberRead, Objective, OrdersRead,
-    PositionsRead, SecretKeyRef, StateRead, conditions_schema,
+    Action, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, Limit, NumberRead, Objective,
+    OrdersRead, PositionsRead, ResumePolicy, SecretKeyRef, StateRead, conditions_schema,
 };
 
 /// The noun that everything else refers to: which workloads trade and which support them, where orders live and how
@@ -87,6 +87,14 @@ pub struct TradingSystemSpec {
     /// Counts, intervals and limits of halting.
     #[serde(default)]
     pub halt_policy: HaltPolicy,
+    /// What trading may return through after a halt. It binds every TradingResume of the system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_policy: Option<ResumePolicy>,
+    /// Limits that the bot keeps to, for the stages of a resume.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub limits: Vec<Limit>,
     /// How fast recovery must be and how little may be lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objectives: Option<Objectives>,
@@ -158,6 +166,10 @@ pub struct ApplicationHalt {
     /// Tells whether it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<StateRead>,
+    /// The bot does not trade after its start until `resume` was asked for. Then limits that are set by HTTP are safe
+    /// without a suspension at the venue.
+    #[serde(default)]
+    pub starts_halted: bool,
 }
 
 /// Which orders of an account belong to the system.
@@ -228,6 +240,16 @@ pub struct Venue {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub open_positions: Vec<PositionsRead>,
+    /// Reads the account's balance, for the reconciliation of a resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<NumberRead>,
+    /// Reads fills since `{since}` (RFC 3339, in the address or body), for the reconciliation of a resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fills: Option<OrdersRead>,
+    /// Reads all orders that were placed since `{since}` (RFC 3339, in the address or body), open or not. Two of them with
+    /// the same client order id are a regression of a resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orders_since: Option<OrdersRead>,
     /// Tells whether the market is open; a closed one is named as the reason why positions do not close.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market_open: Option<StateRead>,

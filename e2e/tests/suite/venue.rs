@@ -344,7 +344,15 @@ mod demo_bot {
             assert_eq!(ask(&desk, &bot, Method::PUT, "/limits", Some(bad)).await.0, 400);
         }
         assert_eq!(ask(&desk, &bot, Method::PUT, "/limits", Some(limits.clone())).await, (200, limits.clone()));
-        assert_eq!(ask(&desk, &bot, Method::GET, "/limits", None).await, (200, limits));
+        assert_eq!(ask(&desk, &bot, Method::GET, "/limits", None).await, (200, limits.clone()));
+        // One of them alone.
+        let normal = json!({"maxPositionPercent": "0.5", "riskMode": "normal"});
+        let one = async |name: &str, value: &str| {
+            ask(&desk, &bot, Method::PUT, &format!("/limits/{name}"), Some(json!({"value": value}))).await
+        };
+        assert_eq!(one("riskMode", "normal").await, (200, normal));
+        assert_eq!((one("riskMode", "wild").await.0, one("other", "1").await.0), (400, 404));
+        assert_eq!(one("riskMode", "conservative").await, (200, limits));
         // 0.5 % of a million, halved by the mode, at 100 a share: 25 shares, resting bids included.
         let within = |venue: &PaperVenue| {
             let bids = venue.open_orders(KEY);

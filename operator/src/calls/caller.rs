@@ -155,6 +155,15 @@ impl Caller {
         })
     }
 
+    /// Asks for one value.
+    pub async fn read_value(&self, namespace: &str, http: &HttpRequest, path: &str) -> Result<Scalar, ReadError> {
+        let path = Path::parse(path).map_err(|why| ReadError(format!("path: {why}")))?;
+        let call = self.prepare(namespace, http, None).await.map_err(|e| ReadError(e.to_string()))?;
+        let what = describe(&call);
+        let found = scalar_at(&self.document(call).await?.document, &path);
+        found.map_err(|why| ReadError(format!("{what}: {why}")))
+    }
+
     /// Asks a question with the answer yes or no.
     pub async fn read_state(&self, namespace: &str, read: &StateRead) -> Result<bool, ReadError> {
         let path = Path::parse(&read.path).map_err(|why| ReadError(format!("path: {why}")))?;

@@ -17,12 +17,9 @@ pub fn uses(request: &HttpRequest, placeholder: &str) -> bool {
 
 /// Fills the placeholders of a URL, percent-encoded. They may not stand in the host.
 pub fn url(text: &str, item: Option<&Item>) -> Result<String, String> {
-    let authority_end = text.find("//").map_or(text.len(), |start| {
-        text[start + 2..].find(['/', '?', '#', '\\']).map_or(text.len(), |end| start + 2 + end)
-    });
-    let (authority, rest) = text.split_at(authority_end);
+    let (authority, rest) = text.split_at(authority_end(text));
     if authority.contains('{') {
-        return Err("a placeholder stands in the host of the url: only the path and the query may have them".into());
+        return Err(IN_THE_HOST.into());
     }
     let filled = fill(rest, item, true, |value| utf8_percent_encode(value, ENCODED).to_string())?;
     Ok(format!("{authority}{filled}"))
@@ -40,6 +37,53 @@ pub fn body(value: &Value, item: Option<&Item>) -> Result<Value, String> {
                 .collect::<Result<_, String>>()?,
         ),
         other => other.clone(),
+    })
+}
+
+/// A request with one placeholder of its own filled, percent-encoded in the address. Others stay.
+pub fn with(request: &HttpRequest, name: &str, value: &str) -> Result<HttpRequest, String> {
+    if value.is_empty() || value == "." || value == ".." || value.len() > 256 || value.chars().any(char::is_control) {
+        return Err(format!("the {name} {value:?} is not fit for a request"));
+    }
+    let (mut filled, place) = (request.clone(), format!("{{{name}}}"));
+    let (authority, rest) = request.url.split_at(authority_end(&request.url));
+    if authority.contains(&place) {
+        return Err(IN_THE_HOST.into());
+    }
+    filled.url = format!("{authority}{}", rest.replace(&place, &utf8_percent_encode(value, ENCODED).to_string()));
+    filled.body = request.body.as_ref().map(|body| replaced(body, &place, value));
+    Ok(filled)
+}
+
+/// Whether a request has a place for something of this name.
+pub fn takes(request: &HttpRequest, name: &str) -> bool {
+    fn holds(value: &Value, place: &str) -> bool {
+        match value {
+            Value::String(text) => text.contains(place),
+            Value::Array(items) => items.iter().any(|v| holds(v, place)),
+            Value::Object(members) => members.values().any(|v| holds(v, place)),
+            _ => false,
+        }
+    }
+    let place = format!("{{{name}}}");
+    request.url.contains(&place) || request.body.as_ref().is_some_and(|b| holds(b, &place))
+}
+
+fn replaced(value: &Value, place: &str, with: &str) -> Value {
+    match value {
+        Value::String(text) => Value::String(text.replace(place, with)),
+        Value::Array(items) => items.iter().map(|v| replaced(v, place, with)).collect(),
+        Value::Object(members) => members.iter().map(|(k, v)| (k.clone(), replaced(v, place, with))).collect(),
+        other => other.clone(),
+    }
+}
+
+const IN_THE_HOST: &str = "a placeholder stands in the host of the url: only the path and the query may have them";
+
+/// Where the host of an address ends.
+fn authority_end(text: &str) -> usize {
+    text.find("//").map_or(text.len(), |start| {
+        text[start + 2..].find(['/', '?', '#', '\\']).map_or(text.len(), |end| start + 2 + end)
     })
 }
 
@@ -153,6 +197,25 @@ mod tests {
         let expected = json!({"{id}": "BTC/USD", "n": 1, "list": ["x-0.10y", null], "json": "{\"a\":1} { }"});
         assert_eq!(body(&given, Some(&item())).unwrap(), expected);
         assert!(body(&json!({"a": ["{qty}"]}), Some(&item())).unwrap_err().contains("{qty}"));
+    }
+
+    #[test]
+    fn a_value_of_its_own_is_encoded_in_the_address_and_plain_in_the_body() {
+        let request = |url: &str| -> HttpRequest {
+            serde_json::from_value(
+                json!({"method": "PUT", "url": url, "body": {"{value}": ["{value}", 1], "b": "x{value}"}}),
+            )
+            .unwrap()
+        };
+        let put = request("https://h/limits/{value}?v={value}&i={id}");
+        let filled = with(&put, "value", "a/b \"c").unwrap();
+        assert_eq!(filled.url, "https://h/limits/a%2Fb%20%22c?v=a%2Fb%20%22c&i={id}");
+        assert_eq!(filled.body.unwrap(), json!({"{value}": ["a/b \"c", 1], "b": "xa/b \"c"}));
+        assert!(takes(&put, "value") && takes(&put, "id") && !takes(&put, "since"));
+        assert!(with(&request("https://{value}/x"), "value", "h").unwrap_err().contains("in the host"));
+        for unfit in ["", "..", "a\nb"] {
+            with(&put, "value", unfit).unwrap_err();
+        }
     }
 
     proptest! {

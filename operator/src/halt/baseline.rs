@@ -15,7 +15,8 @@ use standfast_crds::v1alpha1::{LatchedWorkload, StepState, TradingHalt, TradingR
 use crate::{
     held,
     resume::{
-        BASELINES_FROM, plan_workloads,
+        BASELINES_FROM, PARTLY_BACK, plan_percents, plan_workloads,
+        ramp::{all_back, partly_back, shares},
         status::{self, step},
         workload_name,
     },
@@ -77,6 +78,8 @@ struct Released<'a> {
     halt: &'a str,
     /// All of it was brought back that had to be, or these.
     restored: bool,
+    /// A stage runs a part only, of so many percent; an unfinished one.
+    partly: Option<(Vec<u32>, bool)>,
     names: &'a [String],
     workloads: Vec<LatchedWorkload>,
 }
@@ -89,7 +92,8 @@ fn released(resume: &TradingResume) -> Option<Released<'_>> {
     (state(step::RELEASE) != StepState::Failed).then(|| Released {
         at,
         halt: &resume.spec.halt_ref.name,
-        restored: matches!(state(step::RESTORE_WORKLOADS), StepState::Succeeded | StepState::Skipped),
+        restored: all_back(&status.steps),
+        partly: partly_back(&status.steps).then(|| (plan_percents(resume), status.finished_at.is_none())),
         names: &status.restored,
         workloads: plan_workloads(resume),
     })
@@ -97,12 +101,19 @@ fn released(resume: &TradingResume) -> Option<Released<'_>> {
 
 /// The record of a workload that was released and not brought back, and the halt it stands in. Only the last resume that
 /// had to do with it tells: what others left undone before is settled by it.
-fn unrestored(released: &[Released<'_>], kind: WorkloadKind, name: &str) -> Option<(String, LatchedWorkload)> {
+fn unrestored(released: &[Released<'_>], view: &View) -> Option<(String, LatchedWorkload)> {
+    let (kind, name) = (view.key.kind, view.key.name.as_str());
     let records = released.iter().filter_map(|r| {
         let record = r.workloads.iter().find(|w| w.kind == kind && w.name == name)?;
         Some((r, record))
     });
     let (last, record) = records.max_by_key(|(r, _)| r.at)?;
+    if view.active() {
+        // The number of a stage is not what the workload goes back to. After the end another number is somebody's own.
+        let (percents, unfinished) = last.partly.as_ref()?;
+        let given = *unfinished || shares(record, percents).any(|r| r == view.replicas);
+        return given.then(|| (last.halt.to_owned(), record.clone()));
+    }
     let restored = last.restored || last.names.contains(&workload_name(record));
     (!restored).then(|| (last.halt.to_owned(), record.clone()))
 }
@@ -113,8 +124,10 @@ fn taken_back(
     halts: &[TradingHalt],
     kind: WorkloadKind,
     name: &str,
+    active: bool,
 ) -> Option<(String, LatchedWorkload)> {
-    let from = halt.metadata.annotations.as_ref()?.get(BASELINES_FROM)?;
+    let annotations = halt.metadata.annotations.as_ref()?;
+    let from = annotations.get(BASELINES_FROM).filter(|_| !active || annotations.contains_key(PARTLY_BACK))?;
     let released = halts.iter().find(|h| h.metadata.name.as_ref() == Some(from))?;
     Some((from.clone(), held::record(released, kind, name)?))
 }
@@ -130,6 +143,7 @@ pub fn records(
     let uid = halt.metadata.uid.as_deref().unwrap_or_default();
     // Plans are long: they are read only when a workload asks for it.
     let released = LazyCell::new(|| resumes.iter().filter_map(released).collect::<Vec<_>>());
+    let partly = LazyCell::new(|| resumes.iter().flat_map(|r| &r.status).any(|s| partly_back(&s.steps)));
     views
         .iter()
         .map(|view| {
@@ -145,9 +159,10 @@ pub fn records(
                     Some((holder.metadata.name.clone().unwrap_or_default(), held::record(holder, kind, name)?))
                 })
                 .or_else(|| {
-                    // Only what still stands at zero: somebody may have started it by hand since.
-                    let stopped = || taken_back(halt, halts, kind, name).or_else(|| unrestored(&released, kind, name));
-                    (!view.active()).then(stopped).flatten()
+                    // Only what still stands at zero, or runs in a stage: somebody may have started it by hand since.
+                    let active = view.active();
+                    taken_back(halt, halts, kind, name, active)
+                        .or_else(|| (!active || *partly).then(|| unrestored(&released, view)).flatten())
                 });
             match inherited {
                 Some((from, record)) => LatchedWorkload {
@@ -264,6 +279,50 @@ mod tests {
         assert_eq!((stopped.inherited_from.as_deref(), stopped.replicas), (from, Some(replicas)));
         let running = record(2);
         assert_eq!((running.inherited_from, running.replicas), (None, Some(2)), "somebody has started it since");
+    }
+
+    /// A resume of `a`, which recorded 10 replicas of `bot`, in stages of 25 and 100 percent.
+    fn staged(phase: &str, small: &str, full: &str, finished: bool) -> TradingResume {
+        let mut resume = serde_json::to_value(resume("a", 10, 1, phase, DONE, OPEN)).unwrap();
+        let step =
+            |name: &str, state: &str| json!({"name": name, "state": state, "attempts": i32::from(state != OPEN)});
+        resume["status"]["steps"] =
+            json!([step("release", DONE), step("small-workloads", small), step("full-workloads", full)]);
+        resume["status"]["plan"]["policy"] =
+            json!({"ramp": [{"name": "small", "replicasPercent": 25}, {"name": "full", "replicasPercent": 100}]});
+        resume["status"]["restored"] = if small == DONE { json!(["Deployment bot"]) } else { json!([]) };
+        if finished {
+            resume["status"]["finishedAt"] = json!("2026-01-01T00:01:00.000000Z");
+        }
+        serde_json::from_value(resume).unwrap()
+    }
+
+    /// S0-29: what a stage runs is not what a workload goes back to.
+    #[rstest]
+    #[case::at_the_share_of_a_stage(staged("Ramping", DONE, OPEN, false), 3, 10)]
+    #[case::somebody_gave_it_more(staged("Ramping", DONE, OPEN, false), 5, 10)]
+    #[case::somebody_stopped_it(staged("Ramping", DONE, OPEN, false), 0, 0)]
+    #[case::not_brought_back_yet(staged("Ramping", "Running", OPEN, false), 0, 10)]
+    #[case::not_begun(staged("Restoring", OPEN, OPEN, false), 2, 2)]
+    #[case::the_last_stage_is_on_its_way(staged("Ramping", DONE, "Running", false), 3, 10)]
+    #[case::everything_is_back(staged("Ramping", DONE, DONE, false), 7, 7)]
+    #[case::ended_in_a_stage(staged("Failed", DONE, OPEN, true), 3, 10)]
+    #[case::ended_in_a_stage_and_scaled_since(staged("Failed", DONE, OPEN, true), 5, 5)]
+    fn a_stage_does_not_change_the_baseline(#[case] resume: TradingResume, #[case] live: i32, #[case] expected: i32) {
+        let new = halt("new", None, Value::Null);
+        let record = records(&[bot(live)], &new, &Registry::default(), &[], &[resume]).remove(0);
+        assert_eq!(record.replicas, Some(expected));
+    }
+
+    /// S0-29: the halt that ends a stage has the full number, also when its resume is gone.
+    #[test]
+    fn a_stage_that_is_taken_back_goes_back_to_the_whole() {
+        let mut again = halt("again", Some("a"), Value::Null);
+        let released = [recorded("a", 10, false)];
+        let record = |halt: &TradingHalt| records(&[bot(3)], halt, &Registry::default(), &released, &[]).remove(0);
+        assert_eq!(record(&again).replicas, Some(3), "everything was back");
+        again.metadata.annotations.as_mut().unwrap().insert(PARTLY_BACK.into(), "true".into());
+        assert_eq!(record(&again).replicas, Some(10));
     }
 
     #[test]

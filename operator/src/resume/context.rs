@@ -1,13 +1,20 @@
 //! What the steps of one resume have in common, and how they look at the cluster.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp};
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 use standfast_crds::v1alpha1::{Check, CheckState, HttpRequest, TradingHalt};
 
-use super::{plan::ResumePlan, restore::Names};
+use super::{
+    plan::ResumePlan,
+    restore::Names,
+    watch::{Memory, Record},
+};
 use crate::{
     calls::Caller,
     client,
@@ -48,6 +55,10 @@ pub(super) struct Context {
     pub paused: bool,
     /// The workloads that were brought back.
     pub restored: Names,
+    /// What the steps find out of stages.
+    pub record: Record,
+    /// What this process knows beyond the status.
+    pub memory: Arc<Mutex<Memory>>,
     /// When the release was asked for, if it was.
     pub requested_at: Option<Timestamp>,
     /// When the gates must have passed.
@@ -91,6 +102,11 @@ impl Outside {
 }
 
 impl Context {
+    /// Looks at what this process knows, or changes it.
+    pub fn with_memory<T>(&self, use_it: impl FnOnce(&mut Memory) -> T) -> T {
+        use_it(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// All halts of the namespace, live.
     pub async fn halts(&self) -> Result<Vec<TradingHalt>, String> {
         self.outside.halts(&self.namespace).await

@@ -8,8 +8,11 @@ use standfast_crds::v1alpha1::{LatchedWorkload, StepState, StepStatus, TradingRe
 use super::{
     context::DEADLINE,
     gates,
+    plan::ResumePlan,
+    ramp,
     restore::Names,
     status::{self, Ending, step},
+    watch::Record,
 };
 use crate::{
     client::{self, Class},
@@ -26,6 +29,8 @@ pub(super) struct ResumeJournal<'a> {
     pub object: TradingResume,
     /// The workloads that were brought back.
     pub restored: Names,
+    /// What the steps find out of stages.
+    pub record: Record,
     /// The spec that everything is decided on.
     generation: Option<i64>,
 }
@@ -36,7 +41,8 @@ impl<'a> ResumeJournal<'a> {
         let what = format!("TradingResume {namespace}/{}", object.name_any());
         let generation = object.metadata.generation;
         let restored = Names::new(object.status.as_ref().map_or(&[], |s| &s.restored));
-        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, generation }
+        let record = Record::new(&object.status.clone().unwrap_or_default(), ResumePlan::read(&object).ok().as_ref());
+        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, record, generation }
     }
 
     pub fn status(&self) -> TradingResumeStatus {
@@ -74,10 +80,15 @@ impl<'a> ResumeJournal<'a> {
         ending: Option<&Ending>,
     ) -> Result<(), JournalError> {
         status.restored = self.restored.list();
-        let running = status.steps.iter().any(|s| s.state == StepState::Running);
+        let fault = self.record.note(&mut status);
+        // What only waits for time to pass is never in the midst of something.
+        let running = status.steps.iter().any(|s| s.state == StepState::Running && !ramp::holds(&s.name));
         // Up to the release a step that is under way changes nothing; afterwards it comes to its end first.
         let paused = self.object.spec.paused && (!status::is_released(&status) || !running);
         status::digest(&mut status, self.object.metadata.generation, paused, ending, now());
+        if let Some(fault) = fault {
+            status::regressed(&mut status, self.object.metadata.generation, fault.as_ref(), now());
+        }
         self.write(status).await
     }
 

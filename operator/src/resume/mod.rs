@@ -6,6 +6,10 @@
 //! the workloads, their readiness, the bot's own endpoint, the venues, and a last look. What a step does is in `steps`,
 //! `restore` and `venues`; what it decides is in [`gates`]; what the status says is in [`status`].
 //!
+//! With a policy that has a ramp the workloads come back in stages ([`ramp`]), each with limits that the bot itself
+//! proves (`limits`), and each is held while it is watched (`watch`, decided in [`hold`]). What goes wrong then halts
+//! the system again: that is written first, the halt is created after it.
+//!
 //! Halting always wins: workloads and venues that another halt holds stay stopped, and a halt that appears after the
 //! release ends the resume. There is no finalizer. A resume that is aborted after its release halts the system again;
 //! so does one that is deleted then, as long as an operator sees it ([`ResumeReconciler::on_deleted`]): deleting one
@@ -13,9 +17,14 @@
 
 mod actions;
 mod context;
+mod dry;
 pub mod gates;
+pub mod hold;
 mod journal;
+mod limits;
 pub mod plan;
+pub mod policy;
+pub mod ramp;
 mod rehalt;
 mod restore;
 pub mod status;
@@ -23,6 +32,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod venues;
+mod watch;
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,11 +47,12 @@ use kube::{
     runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use standfast_crds::v1alpha1::{
-    LatchedWorkload, ResumePhase, StepStatus, TradingResume, TradingResumeStatus, TradingSystem,
+    LatchedWorkload, OnRegression, Regression, ResumePhase, StepStatus, TradingResume, TradingResumeStatus,
+    TradingSystem, shorten,
 };
 
-pub use plan::{ResumePlan, Subject, plan_workloads};
-pub use rehalt::{BASELINES_FROM, RESUME_UID};
+pub use plan::{ResumePlan, Subject, plan_percents, plan_workloads};
+pub use rehalt::{BASELINES_FROM, PARTLY_BACK, RESUME_UID};
 pub use restore::name as workload_name;
 
 use crate::{
@@ -60,8 +71,11 @@ use crate::{
     workloads::Key,
 };
 use context::{Context, DEADLINE, Outside, readable};
+use hold::{Course, Fault, course};
 use journal::{ResumeJournal, now};
+use rehalt::Why;
 use status::Ending;
+use watch::Memories;
 
 /// After somebody changed the resume in between.
 const SOON: Duration = Duration::from_millis(200);
@@ -88,6 +102,7 @@ pub struct ResumeReconciler {
     systems: Cache<Guarded<TradingSystem>>,
     leadership: Leadership,
     events: Events,
+    memories: Memories,
 }
 
 impl ResumeReconciler {
@@ -109,7 +124,7 @@ impl ResumeReconciler {
             guardrails,
             workloads: caches.workloads,
         };
-        Self { outside: Arc::new(outside), systems: caches.systems, leadership, events }
+        Self { outside: Arc::new(outside), systems: caches.systems, leadership, events, memories: Memories::default() }
     }
 
     fn api(&self, namespace: &str) -> Api<TradingResume> {
@@ -197,6 +212,8 @@ impl ResumeReconciler {
             plan,
             paused: resume.spec.paused,
             restored: journal.restored.clone(),
+            record: journal.record.clone(),
+            memory: self.memories.of(&resume.uid().unwrap_or_default()),
             requested_at,
             until,
             outside: Arc::clone(&self.outside),
@@ -207,7 +224,7 @@ impl ResumeReconciler {
     async fn advance(&self, live: TradingResume) -> Result<Action, Failure> {
         let what = format!("TradingResume {}/{}", live.namespace().unwrap_or_default(), live.name_any());
         let mut journal = self.journal(live);
-        let status = journal.status();
+        let mut status = journal.status();
         let plan = match ResumePlan::read(&journal.object) {
             Ok(plan) => plan,
             Err(why) => return Err(self.stalled(&mut journal, why).await),
@@ -228,10 +245,17 @@ impl ResumeReconciler {
             journal.note_suspended_jobs(&gates::to_restore(&halts, &cx.plan));
         }
         let procedure = steps::procedure(&cx);
+        if cx.plan.spec.dry_run {
+            let ending = dry::run(&cx, &procedure, &mut status).await;
+            return self.finish(&mut journal, status, ending).await;
+        }
         let controls = Controls { paused: cx.paused };
         let term = &self.leadership;
         let advanced = engine::advance(&procedure, &mut journal, &cx.uid, term, &Timestamp::now, controls).await;
         let status = journal.status();
+        if let Some(news) = cx.record.news() {
+            self.events.emit(journal.object.object_ref(&()), EventType::Warning, "Regression", "Watch", &news);
+        }
         match advanced {
             Ok(Advance::Moved) => Ok(Action::requeue(Duration::ZERO)),
             Ok(Advance::Wait(time)) => written(journal.settle(status, None).await, Action::requeue(time)),
@@ -239,7 +263,15 @@ impl ResumeReconciler {
                 // The deadline of the gates goes on.
                 let left = Duration::try_from(until.duration_since(now())).unwrap_or_default();
                 let wait = if requested_at.is_none() { left + SOON } else { PAUSE };
+                let wait = if watch::paused(&cx, &status).await { Duration::ZERO } else { wait };
                 written(journal.settle(status, None).await, Action::requeue(wait))
+            }
+            Ok(Advance::Ended(End::Failed(step))) if goes_wrong(&cx.plan, &status, &step) => {
+                // Not a check, but the stage went wrong all the same. The intent comes first.
+                let said = status::state_message(&status, &step);
+                let stage = status.stage.clone().unwrap_or_default();
+                journal.record.regressed(watch::regression(&stage, &Fault { check: step, message: said }));
+                written(journal.settle(status, None).await, Action::requeue(Duration::ZERO))
             }
             Ok(Advance::Ended(end)) => {
                 let ending = ending(&status, &end);
@@ -260,6 +292,41 @@ impl ResumeReconciler {
         }
     }
 
+    /// What was written down as going wrong, if the system has to be halted again for it.
+    fn to_take_back(live: &TradingResume) -> Option<Regression> {
+        let regression = live.status.as_ref()?.regression.clone()?;
+        let plan = ResumePlan::read(live).ok()?;
+        (plan.policy.on_regression.unwrap_or_default() == OnRegression::ReHalt).then_some(regression)
+    }
+
+    /// Halts again for what goes wrong in a stage. That it goes wrong is written down already.
+    async fn take_back(&self, live: TradingResume, mut regression: Regression) -> Result<Action, Failure> {
+        let namespace = live.namespace().unwrap_or_default();
+        let mut journal = self.journal(live);
+        let status = journal.status();
+        let of = match Subject::read(&journal.object) {
+            Ok(of) => of,
+            Err(why) => return Err(self.stalled(&mut journal, why).await),
+        };
+        let what = format!("{} in stage {}: {}", regression.check, regression.stage, regression.message);
+        // Somebody may have halted in between: one halt is enough. What cannot be read does not keep us from halting.
+        let halts = self.outside.guarded_halts(&namespace).await.map_err(Failure)?;
+        let by_others = |halt: &standfast_crds::v1alpha1::TradingHalt| {
+            halt.annotations().get(RESUME_UID) != journal.object.metadata.uid.as_ref()
+        };
+        let halts: Vec<_> = halts.into_iter().filter_map(|(_, h)| h.ok()).filter(by_others).collect();
+        let plan = ResumePlan::read(&journal.object).map_err(Failure)?;
+        let requested = status.release_requested_at.as_ref().map(|t| t.0);
+        let halt = match requested.and_then(|at| gates::halted_again(&halts, &plan, at)) {
+            Some(name) => name,
+            None => self.halt_again(&journal.object, &of, &Why::Regression(what.clone())).await?,
+        };
+        regression.halt = Some(halt.clone());
+        journal.record.regressed(regression);
+        let message = shorten(&format!("halted again by {halt}: {what}"));
+        self.finish(&mut journal, status, Ending { phase: ResumePhase::ReHalted, message }).await
+    }
+
     /// Before the release nothing has happened; after it the system is halted again.
     async fn abort(&self, live: TradingResume) -> Result<Action, Failure> {
         let namespace = live.namespace().unwrap_or_default();
@@ -276,7 +343,7 @@ impl ResumeReconciler {
             None => Ok(Action::requeue(SPENT)),
             Some(false) => self.finish(&mut journal, status, aborted("nothing was released")).await,
             Some(true) => {
-                let name = self.halt_again(&journal.object, &of, "aborted").await?;
+                let name = self.halt_again(&journal.object, &of, &Why::Ended("aborted")).await?;
                 self.finish(&mut journal, status, aborted(&format!("after the release; halted again by {name}"))).await
             }
         }
@@ -315,6 +382,7 @@ impl ResumeReconciler {
         let done = written(journal.settle(status, Some(&ending)).await, Action::await_change())?;
         if journal.object.status.as_ref().is_some_and(|s| s.finished_at.is_some()) {
             let (reason, resume) = (status::phase_name(ending.phase), &journal.object);
+            self.memories.forget(&resume.uid().unwrap_or_default());
             tracing::info!(
                 namespace = resume.namespace(),
                 resume = resume.name_any(),
@@ -322,14 +390,14 @@ impl ResumeReconciler {
                 message = ending.message,
                 "resume ended"
             );
-            let good = ending.phase == ResumePhase::Completed;
+            let good = matches!(ending.phase, ResumePhase::Completed | ResumePhase::Evaluated);
             let kind = if good { EventType::Normal } else { EventType::Warning };
             self.events.emit(resume.object_ref(&()), kind, reason, reason, &ending.message);
         }
         Ok(done)
     }
 
-    async fn halt_again(&self, resume: &TradingResume, of: &Subject, why: &str) -> Result<String, Failure> {
+    async fn halt_again(&self, resume: &TradingResume, of: &Subject, why: &Why) -> Result<String, Failure> {
         let what = format!("halting again after TradingResume {}", resume.name_any());
         self.leadership.check(DEADLINE).map_err(|e| Failure::new(&what, e))?;
         rehalt::ensure(&self.outside.client, resume, of, why).await.map_err(|e| Failure::new(&what, e))
@@ -339,6 +407,7 @@ impl ResumeReconciler {
     /// release and its end leaves a system halted again. There is no finalizer, so this works only while an operator
     /// runs.
     pub async fn on_deleted(&self, resume: &TradingResume) {
+        self.memories.forget(&resume.uid().unwrap_or_default());
         let (namespace, name) = (resume.namespace().unwrap_or_default(), resume.name_any());
         for _ in 0..DELETED_TRIES.0 {
             match self.deleted(resume, &namespace, &name).await {
@@ -372,7 +441,7 @@ impl ResumeReconciler {
         match self.must_take_back(resume, &of, namespace).await? {
             None => Ok(Gone::Perhaps),
             Some(false) => Ok(Gone::Settled),
-            Some(true) => self.halt_again(resume, &of, "deleted").await.map(Gone::HaltedAgain),
+            Some(true) => self.halt_again(resume, &of, &Why::Ended("deleted")).await.map(Gone::HaltedAgain),
         }
     }
 }
@@ -399,11 +468,19 @@ fn failed(message: String) -> Ending {
     Ending { phase: ResumePhase::Failed, message }
 }
 
+/// Whether a step that failed is one of a stage, or comes after them, and the system is halted again for it.
+fn goes_wrong(plan: &ResumePlan, status: &TradingResumeStatus, step: &str) -> bool {
+    let staged = !plan.policy.ramp.is_empty() || step == ramp::WATCH;
+    let halts = plan.policy.on_regression.unwrap_or_default() == OnRegression::ReHalt;
+    staged && halts && status::is_released(status) && status.regression.is_none()
+}
+
 /// How a resume ends when its run has ended.
 fn ending(status: &TradingResumeStatus, end: &End) -> Ending {
     match end {
         End::Succeeded => {
-            let last = status.steps.last().and_then(|s| s.message.clone());
+            let said = status.steps.iter().find(|s| s.name == status::step::VERIFY);
+            let last = said.and_then(|s| s.message.clone());
             Ending { phase: ResumePhase::Completed, message: last.unwrap_or_default() }
         }
         End::Failed(step) => failed(status::failure(status, step)),
@@ -442,7 +519,10 @@ impl Reconcile for ResumeReconciler {
         // What was released and not brought to its end can still be taken back.
         let open = matches!(status.phase, ResumePhase::Indeterminate | ResumePhase::Failed);
         let taken_back = live.spec.abort && open && status::is_released(&status);
-        if status.finished_at.is_some() && !taken_back {
+        let finished = status.finished_at.is_some();
+        let regression = Self::to_take_back(&live);
+        let course = course(finished, regression.is_some(), taken_back || (!finished && aborts(&live)));
+        if course == Course::Ended {
             return Ok(Action::await_change());
         }
         self.leadership
@@ -451,7 +531,11 @@ impl Reconcile for ResumeReconciler {
         if status.started_at.is_none() {
             return self.accept(live).await;
         }
-        if aborts(&live) { self.abort(live).await } else { self.advance(live).await }
+        match (course, regression) {
+            (Course::TakeBack, Some(regression)) => self.take_back(live, regression).await,
+            (Course::Abort, _) => self.abort(live).await,
+            _ => self.advance(live).await,
+        }
     }
 
     async fn undecodable(&self, object: &ObjectRef<Guarded<TradingResume>>, error: &str) {

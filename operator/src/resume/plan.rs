@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use standfast_crds::v1alpha1::{
-    Action, Check, CheckSelection, Duration, HaltPhase, HaltReference, HttpRequest, LatchedWorkload, StateRead,
-    TradingHalt, TradingResume, TradingSystem,
+    Action, Check, CheckSelection, CheckThresholds, Duration, HaltPhase, HaltReference, HttpRequest, LatchedWorkload,
+    Limit, OrdersRead, ResumePolicy, StateRead, TradingHalt, TradingResume, TradingSystem,
 };
 
-use super::gates;
+use super::{gates, policy, ramp};
 
 /// The whole of what a resume will do. Later edits of the TradingSystem or the resume change nothing of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,15 @@ pub struct ResumePlan {
     pub application_resume: Option<HttpRequest>,
     /// What the halt stopped, and what to go back to.
     pub workloads: Vec<LatchedWorkload>,
+    /// What trading returns through: the system's policy, and what the resume adds.
+    #[serde(default)]
+    pub policy: ResumePolicy,
+    /// The limits that its stages use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
+    /// The bot does not trade after its start until it is asked to.
+    #[serde(default)]
+    pub starts_halted: bool,
 }
 
 /// The part of a resume's spec that does not change.
@@ -47,6 +56,15 @@ pub struct PlanSpec {
     pub requested_by: String,
     /// Which checks must pass.
     pub checks: Option<CheckSelection>,
+    /// Further checks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_checks: Vec<Check>,
+    /// What it asks for beyond the TradingSystem's policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<ResumePolicy>,
+    /// Nothing is done.
+    #[serde(default)]
+    pub dry_run: bool,
     /// How long the gates may take.
     pub deadline: Duration,
 }
@@ -110,6 +128,9 @@ pub struct PlanVenue {
     pub allow_trading: Vec<Action>,
     /// Tells whether it refuses them.
     pub trading_suspended: Option<StateRead>,
+    /// Lists the orders that were placed since a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orders_since: Option<OrdersRead>,
 }
 
 impl ResumePlan {
@@ -142,6 +163,16 @@ impl ResumePlan {
         self.workloads.iter().filter(|w| gates::target(w).is_some())
     }
 
+    /// How often checks must answer.
+    pub fn thresholds(&self) -> CheckThresholds {
+        self.policy.thresholds.clone().unwrap_or_default()
+    }
+
+    /// The checks that are watched by a stage that selects these. It was looked at when the plan was made.
+    pub fn watched(&self, selection: Option<&CheckSelection>) -> Vec<Check> {
+        ramp::watched(&self.checks, selection).unwrap_or_else(|_| self.checks.clone())
+    }
+
     fn asks_a_stopped_workload(&self, check: &Check) -> bool {
         let asked = check.workload.as_ref();
         asked.is_some_and(|c| self.started().any(|w| w.kind == c.kind && w.name == c.name))
@@ -172,6 +203,12 @@ pub fn plan_workloads(resume: &TradingResume) -> Vec<LatchedWorkload> {
     ResumePlan::read(resume).map(|p| p.workloads).unwrap_or_default()
 }
 
+/// How many percent run in the stages of a resume.
+pub fn plan_percents(resume: &TradingResume) -> Vec<u32> {
+    let plan = ResumePlan::read(resume).ok();
+    plan.iter().flat_map(|p| &p.policy.ramp).map(|s| s.replicas_percent).collect()
+}
+
 /// Whether the halt may be released, and how, as things stand when the resume is first seen. `system` is the one that
 /// the halt names, `systems` are the names there are. The error says why not, and what there is instead.
 pub fn accept(
@@ -189,12 +226,24 @@ pub fn accept(
             there_are(systems.iter().map(String::as_str))
         ));
     };
-    let checks = select(&system.spec.checks, resume.spec.checks.as_ref())?;
+    let mut checks = select("the TradingSystem", &system.spec.checks, resume.spec.checks.as_ref())?;
+    for extra in &resume.spec.extra_checks {
+        if system.spec.checks.iter().chain(&checks).any(|c| c.name == extra.name) {
+            return Err(format!("extraChecks: there is a check {} already, give it another name", extra.name));
+        }
+        checks.push(extra.clone());
+    }
+    let workloads: Vec<_> = halt.status.iter().flat_map(|s| s.workloads.clone()).collect();
+    let policy = policy::merge(system.spec.resume_policy.as_ref(), resume.spec.policy.as_ref())?;
+    let limits = ramp::resolve(&policy, &system.spec, &checks, &workloads)?;
     Ok(ResumePlan {
         spec: PlanSpec {
             halt_ref: resume.spec.halt_ref.clone(),
             requested_by: resume.spec.requested_by.clone(),
             checks: resume.spec.checks.clone(),
+            extra_checks: resume.spec.extra_checks.clone(),
+            policy: resume.spec.policy.clone(),
+            dry_run: resume.spec.dry_run,
             deadline: resume.spec.deadline,
         },
         halt: Pinned::of(halt),
@@ -210,10 +259,14 @@ pub fn accept(
                 name: v.name.clone(),
                 allow_trading: v.allow_trading.clone(),
                 trading_suspended: v.trading_suspended.clone(),
+                orders_since: v.orders_since.clone(),
             })
             .collect(),
         application_resume: system.spec.application_halt.as_ref().and_then(|a| a.resume.clone()),
-        workloads: halt.status.iter().flat_map(|s| s.workloads.clone()).collect(),
+        workloads,
+        policy,
+        limits,
+        starts_halted: system.spec.application_halt.as_ref().is_some_and(|a| a.starts_halted),
     })
 }
 
@@ -252,13 +305,13 @@ pub fn halt_to_release<'a>(resume: &TradingResume, halts: &'a [TradingHalt]) -> 
     }
 }
 
-/// The checks that must pass.
-fn select(checks: &[Check], selection: Option<&CheckSelection>) -> Result<Vec<Check>, String> {
+/// The checks among those of `whose` that are selected.
+pub(super) fn select(whose: &str, checks: &[Check], selection: Option<&CheckSelection>) -> Result<Vec<Check>, String> {
     let Some(selection) = selection else { return Ok(checks.to_vec()) };
     let names = selection.names.as_deref().unwrap_or_default();
     if let Some(unknown) = names.iter().find(|n| !checks.iter().any(|c| c.name == **n)) {
         let there = there_are(checks.iter().map(|c| c.name.as_str()));
-        return Err(format!("the TradingSystem has no check {unknown}: {there}"));
+        return Err(format!("{whose} has no check {unknown}: {there}"));
     }
     let groups = selection.groups.as_deref().unwrap_or_default();
     // A group without checks would pass.
@@ -267,13 +320,13 @@ fn select(checks: &[Check], selection: Option<&CheckSelection>) -> Result<Vec<Ch
         there.sort_unstable();
         there.dedup();
         let there = there_are(there.into_iter());
-        return Err(format!("the TradingSystem has no check of the group {}: {there}", empty.as_str()));
+        return Err(format!("{whose} has no check of the group {}: {there}", empty.as_str()));
     }
     let chosen = checks.iter().filter(|c| names.contains(&c.name) || groups.contains(&c.group));
     Ok(chosen.cloned().collect())
 }
 
-fn there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
     some(names).map_or("there is none".into(), |names| format!("there are {names}"))
 }
 

@@ -15,9 +15,11 @@ use standfast_crds::v1alpha1::{
 use tokio::time::sleep;
 
 use super::{
-    context::{Context, DEADLINE, PARALLEL},
+    context::{Context, DEADLINE, PARALLEL, time_of},
     gates::{self, Restored, Restoring, Summary},
+    ramp,
     status::step,
+    venues::suspended,
 };
 use crate::{
     engine::{Acted, Definition, Observation, Step},
@@ -36,7 +38,47 @@ const BEGIN: Duration = Duration::from_secs(2);
 pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Raises what the halt stopped and no other halt holds.
-pub(super) struct RestoreWorkloads(pub Arc<Context>);
+pub(super) struct RestoreWorkloads {
+    pub cx: Arc<Context>,
+    pub name: String,
+    /// How many percent ran in the stage before this one.
+    pub before: u32,
+    /// How many percent are to run.
+    pub percent: u32,
+    /// Of the first stage: nothing starts that could trade before its limits are proven.
+    pub guarded: bool,
+}
+
+impl RestoreWorkloads {
+    /// Brings back all at once.
+    pub fn whole(cx: &Arc<Context>) -> Self {
+        Self { cx: Arc::clone(cx), name: step::RESTORE_WORKLOADS.into(), before: 0, percent: 100, guarded: false }
+    }
+}
+
+/// How long asking the venues takes.
+fn time_to_guard(cx: &Context) -> Duration {
+    let reads = cx.plan.venues.iter().filter_map(|v| v.trading_suspended.as_ref());
+    // Sent once more when the first one had no answer.
+    reads.map(|r| time_of(&r.http) * 2).sum()
+}
+
+/// Limits that are set by HTTP come after the start: until then every venue refuses orders, or the bot waits.
+async fn unguarded(cx: &Context) -> Option<String> {
+    if cx.plan.starts_halted || !cx.plan.limits.iter().any(|l| l.set.http.is_some()) {
+        return None;
+    }
+    for venue in &cx.plan.venues {
+        let name = &venue.name;
+        match suspended(cx, venue.trading_suspended.as_ref()).await {
+            Some(Ok(true)) => {}
+            Some(Ok(false)) => return Some(format!("venue {name} accepts orders, and the limits are not set yet")),
+            Some(Err(why)) => return Some(format!("venue {name}: {why}")),
+            None => return Some(format!("whether venue {name} refuses orders cannot be read")),
+        }
+    }
+    None
+}
 
 #[async_trait]
 impl Step for RestoreWorkloads {
@@ -44,19 +86,24 @@ impl Step for RestoreWorkloads {
         Definition {
             within_lease: true,
             timeout: Some(RESTORE_TIMEOUT),
-            look: Duration::from_secs(1),
+            look: Duration::from_secs(1) + if self.guarded { time_to_guard(&self.cx) } else { Duration::ZERO },
             call: DEADLINE,
-            ..Definition::new(step::RESTORE_WORKLOADS)
+            ..Definition::new(self.name.clone())
         }
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
+        if self.guarded
+            && let Some(why) = unguarded(&self.cx).await
+        {
+            return Observation::InProgress(why);
+        }
         // Each workload is read before it is set.
         Observation::NotDone("not all restored".into())
     }
 
     async fn act(&self, _: &StepStatus) -> Acted {
-        let cx = &self.0;
+        let cx = &self.cx;
         let over = Box::pin(sleep(BEGIN));
         let halts = match cx.halts().await {
             Ok(halts) => halts,
@@ -66,7 +113,7 @@ impl Step for RestoreWorkloads {
             return Acted::Again(halt);
         }
         let workloads = gates::to_restore(&halts, &cx.plan);
-        let calls: Vec<_> = workloads.iter().map(|w| restore(cx, &halts, w)).collect();
+        let calls: Vec<_> = workloads.iter().map(|w| self.restore(&halts, w)).collect();
         let mut done: Vec<_> = stream::iter(calls).take_until(over).buffered(PARALLEL).collect().await;
         done.resize(workloads.len(), Restored::NotYet("the others come next".into()));
         match gates::sum_up(&done) {
@@ -95,56 +142,66 @@ fn holders(cx: &Context, halts: &[TradingHalt], workload: &LatchedWorkload) -> V
     names.into_iter().map(str::to_owned).collect()
 }
 
-async fn restore(cx: &Context, halts: &[TradingHalt], workload: &LatchedWorkload) -> Restored {
-    // Whoever stopped it since knows why.
-    if cx.restored.has(&name(workload)) {
-        return Restored::Done;
-    }
-    let by = holders(cx, halts, workload);
-    if !by.is_empty() {
-        return Restored::Held(by);
-    }
-    if gates::target(workload).is_none() {
-        return Restored::Done;
-    }
-    let key = key(cx, workload);
-    let set = async {
-        let (live, version) = cx.outside.scaler.read(&key).await?;
-        match gates::restoring(workload, live) {
-            Restoring::Leave => Ok(()),
-            Restoring::Raise(size) => cx.outside.scaler.set(&key, size, &version).await,
+impl RestoreWorkloads {
+    async fn restore(&self, halts: &[TradingHalt], workload: &LatchedWorkload) -> Restored {
+        let cx = &self.cx;
+        let brought = cx.restored.has(&name(workload));
+        // Whoever stopped it since knows why. In a later stage there may be more to bring back.
+        if brought && ramp::target(workload, self.before) == ramp::target(workload, self.percent) {
+            return Restored::Done;
         }
-    };
-    match set.await {
-        Ok(()) => {
-            cx.restored.add(name(workload));
-            Restored::Done
+        if brought && self.before == 0 {
+            return Restored::Done;
         }
-        Err(ScaleError::NotFound(key)) => Restored::Missing(format!("{key} does not exist any more")),
-        // The admission policies learn of the release a moment after it.
-        Err(error) => Restored::NotYet(error.to_string()),
+        let by = holders(cx, halts, workload);
+        if !by.is_empty() {
+            return Restored::Held(by);
+        }
+        if ramp::target(workload, self.percent).is_none() {
+            return Restored::Done;
+        }
+        let key = key(cx, workload);
+        let set = async {
+            let (live, version) = cx.outside.scaler.read(&key).await?;
+            match ramp::raising(workload, live, self.before, self.percent, brought) {
+                Restoring::Leave => Ok(()),
+                Restoring::Raise(size) => cx.outside.scaler.set(&key, size, &version).await,
+            }
+        };
+        match set.await {
+            Ok(()) => {
+                cx.restored.add(name(workload));
+                Restored::Done
+            }
+            Err(ScaleError::NotFound(key)) => Restored::Missing(format!("{key} does not exist any more")),
+            // The admission policies learn of the release a moment after it.
+            Err(error) => Restored::NotYet(error.to_string()),
+        }
     }
 }
 
 /// Waits until the pods of what was restored are ready.
-pub(super) struct Ready(pub Arc<Context>);
+pub(super) struct Ready {
+    pub cx: Arc<Context>,
+    pub name: String,
+}
 
 #[async_trait]
 impl Step for Ready {
     fn definition(&self) -> Definition {
-        Definition { timeout: Some(READY_TIMEOUT), look: DEADLINE * 3, ..Definition::new(step::READY) }
+        Definition { timeout: Some(READY_TIMEOUT), look: DEADLINE * 3, ..Definition::new(self.name.clone()) }
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
-        let halts = match self.0.halts().await {
+        let halts = match self.cx.halts().await {
             Ok(halts) => halts,
             Err(why) => return Observation::InProgress(why),
         };
-        let started = restored(&self.0, &halts);
+        let started = restored(&self.cx, &halts);
         if started.is_empty() {
             return Observation::NotNeeded("no restored workload runs pods all the time".into());
         }
-        match ready(&self.0, &started).await {
+        match ready(&self.cx, &started).await {
             Ok(()) => Observation::Done(format!("{} workloads are ready", started.len())),
             Err(why) => Observation::InProgress(why),
         }

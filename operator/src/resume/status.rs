@@ -3,6 +3,8 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus, set_condition, shorten};
 
+use super::{hold::Fault, ramp};
+
 /// Names of the steps that the status speaks of.
 pub mod step {
     /// The halt is proven.
@@ -35,6 +37,8 @@ pub mod conditions {
     pub const COMPLETED: &str = "Completed";
     /// The halt was released.
     pub const RELEASED: &str = "Released";
+    /// Something that is watched goes wrong: only for a resume with stages or a watch.
+    pub const REGRESSED: &str = "Regressed";
     /// kstatus: done.
     pub const READY: &str = "Ready";
     /// kstatus: on the way.
@@ -46,7 +50,7 @@ pub mod conditions {
 /// How a resume ends, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
-    /// `Completed`, `Failed`, `Aborted` or `Indeterminate`.
+    /// `Completed`, `Evaluated`, `ReHalted`, `Failed`, `Aborted` or `Indeterminate`.
     pub phase: ResumePhase,
     /// Why, in one line.
     pub message: String,
@@ -60,6 +64,11 @@ pub fn state(steps: &[StepStatus], name: &str) -> StepState {
 /// Whether the halt was released for this resume.
 pub fn is_released(status: &TradingResumeStatus) -> bool {
     state(&status.steps, step::RELEASE) == StepState::Succeeded
+}
+
+/// What the step of this name said last.
+pub fn state_message(status: &TradingResumeStatus, name: &str) -> String {
+    status.steps.iter().find(|s| s.name == name).and_then(|s| s.message.clone()).unwrap_or_default()
 }
 
 /// Brings phase, conditions and times in line with the journal. Nothing changes when nothing is new.
@@ -79,9 +88,14 @@ pub fn digest(
         None if paused => ResumePhase::Paused,
         None if status.release_requested_at.is_none() => ResumePhase::Checking,
         None if !is_released(status) => ResumePhase::Releasing,
-        None => ResumePhase::Restoring,
+        None => match status.stage.as_deref() {
+            None => ResumePhase::Restoring,
+            Some(ramp::WATCH) => ResumePhase::Watching,
+            Some(_) => ResumePhase::Ramping,
+        },
     };
-    status.current_step = name.clone().filter(|_| status.phase != ResumePhase::Completed);
+    let well = matches!(status.phase, ResumePhase::Completed | ResumePhase::Evaluated);
+    status.current_step = name.clone().filter(|_| !well);
     let message = match (ending, &name, said) {
         (Some(ending), ..) => ending.message.clone(),
         (None, Some(name), Some(said)) => format!("{name}: {said}"),
@@ -101,15 +115,24 @@ pub fn digest(
         }
         false => ("False", "NotRequested", "the halt holds as far as this resume is concerned".to_owned()),
     };
-    let stalled = ending.is_some() && !completed;
+    let stalled = ending.is_some() && !well;
     let mut set = |type_, value, reason, message: String| {
         set_condition(&mut status.conditions, now, generation, (type_, value, reason), message);
     };
     set(conditions::COMPLETED, yes(completed), phase, message.clone());
     set(conditions::RELEASED, released.0, released.1, released.2);
-    set(conditions::READY, yes(completed), phase, message.clone());
+    set(conditions::READY, yes(well), phase, message.clone());
     set(conditions::RECONCILING, yes(ending.is_none()), phase, message.clone());
     set(conditions::STALLED, yes(stalled), phase, message);
+}
+
+/// Says what goes wrong in a stage, or that nothing does.
+pub fn regressed(status: &mut TradingResumeStatus, generation: Option<i64>, fault: Option<&Fault>, now: Timestamp) {
+    let (value, reason, message) = match fault {
+        Some(fault) => ("True", "Failing", format!("{}: {}", fault.check, fault.message)),
+        None => ("False", "Passing", "what is watched passes, or fails not often enough to count".into()),
+    };
+    set_condition(&mut status.conditions, now, generation, (conditions::REGRESSED, value, reason), message);
 }
 
 /// Says that the resume does not go on as long as this is so. The next digest takes it back.
@@ -125,7 +148,7 @@ pub const NOT_RELEASED: &str = "not released:";
 
 /// How a run of the engine that failed at this step reads.
 pub fn failure(status: &TradingResumeStatus, name: &str) -> String {
-    let said = status.steps.iter().find(|s| s.name == name).and_then(|s| s.message.clone()).unwrap_or_default();
+    let said = state_message(status, name);
     // The step knows more than the journal: what was asked for did not happen.
     if said.starts_with(NOT_RELEASED) {
         return said;
@@ -145,9 +168,17 @@ pub const fn phase_name(phase: ResumePhase) -> &'static str {
     match phase {
         ResumePhase::Pending => "Pending",
         ResumePhase::Checking => "Checking",
+        ResumePhase::AwaitingApproval => "AwaitingApproval",
+        ResumePhase::CoolingOff => "CoolingOff",
+        ResumePhase::Reconciling => "Reconciling",
         ResumePhase::Releasing => "Releasing",
         ResumePhase::Restoring => "Restoring",
+        ResumePhase::Ramping => "Ramping",
+        ResumePhase::Watching => "Watching",
         ResumePhase::Completed => "Completed",
+        ResumePhase::Evaluated => "Evaluated",
+        ResumePhase::Rejected => "Rejected",
+        ResumePhase::ReHalted => "ReHalted",
         ResumePhase::Failed => "Failed",
         ResumePhase::Aborted => "Aborted",
         ResumePhase::Paused => "Paused",

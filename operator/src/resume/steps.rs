@@ -10,9 +10,12 @@ use super::{
     context::{Context, DEADLINE, time_for},
     gates::{self, Released},
     journal::now,
+    limits,
+    ramp::{part, step_name},
     restore::{Ready, RestoreWorkloads},
     status::{NOT_RELEASED, step},
     venues::{AllowTrading, ApplicationResume, Verify},
+    watch::{Hold, Meanwhile, monotonic},
 };
 use crate::{
     engine::{Acted, Definition, Observation, Procedure, Step},
@@ -21,6 +24,50 @@ use crate::{
 
 /// All steps of a resume, in order.
 pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
+    let mut all = gates(cx);
+    let bring_back = |cx: &Arc<Context>| -> Procedure {
+        vec![
+            vec![Box::new(ApplicationResume(Arc::clone(cx)))],
+            AllowTrading::all(cx).into_iter().map(|s| Box::new(s) as Box<dyn Step>).collect(),
+        ]
+    };
+    if cx.plan.policy.ramp.is_empty() {
+        all.push(vec![Box::new(RestoreWorkloads::whole(cx))]);
+        all.push(vec![Box::new(Ready { cx: Arc::clone(cx), name: step::READY.into() })]);
+        all.extend(bring_back(cx));
+    }
+    let (mut before, mut last) = (0, None);
+    for (number, stage) in cx.plan.policy.ramp.iter().enumerate() {
+        let (cx, stage, name) = (|| Arc::clone(cx), || stage.clone(), |part| step_name(&stage.name, part));
+        let percent = stage().replicas_percent;
+        let workloads =
+            RestoreWorkloads { cx: cx(), name: name(part::WORKLOADS), before, percent, guarded: number == 0 };
+        all.push(vec![Box::new(limits::Write { cx: cx(), stage: stage() })]);
+        all.push(vec![Box::new(workloads)]);
+        let slow: [Box<dyn Step>; 2] = [
+            Box::new(Ready { cx: cx(), name: name(part::READY) }),
+            Box::new(limits::Prove { cx: cx(), stage: stage() }),
+        ];
+        for step in slow {
+            all.push(vec![Box::new(Meanwhile::new(&cx(), step, last.as_ref(), &stage()))]);
+        }
+        if number == 0 {
+            all.extend(bring_back(&cx()));
+        }
+        all.push(vec![Box::new(Hold::stage(&cx(), &stage()))]);
+        (before, last) = (percent, Some(stage()));
+    }
+    let verify = Box::new(Verify(Arc::clone(cx)));
+    match last {
+        Some(last) => all.push(vec![Box::new(Meanwhile::new(cx, verify, Some(&last), &last))]),
+        None => all.push(vec![verify]),
+    }
+    all.extend(Hold::watch(cx).map(|w| vec![Box::new(w) as Box<dyn Step>]));
+    all
+}
+
+/// The steps up to the release.
+fn gates(cx: &Arc<Context>) -> Procedure {
     let cx = || Arc::clone(cx);
     vec![
         vec![Box::new(Halted(cx()))],
@@ -29,11 +76,6 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
         vec![Box::new(SyncPositions(cx()))],
         vec![Box::new(RequestRelease(cx()))],
         vec![Box::new(Release(cx()))],
-        vec![Box::new(RestoreWorkloads(cx()))],
-        vec![Box::new(Ready(cx()))],
-        vec![Box::new(ApplicationResume(cx()))],
-        AllowTrading::all(&cx()).into_iter().map(|s| Box::new(s) as Box<dyn Step>).collect(),
-        vec![Box::new(Verify(cx()))],
     ]
 }
 
@@ -106,13 +148,25 @@ struct Checks(Arc<Context>);
 #[async_trait]
 impl Step for Checks {
     fn definition(&self) -> Definition {
-        let look = time_for(self.0.plan.gates());
-        Definition { look, interval: Duration::from_secs(5), ..gate(&self.0, step::CHECKS) }
+        let look = time_for(self.0.plan.gates()) + DEADLINE;
+        Definition { look, interval: self.0.plan.thresholds().interval.get(), ..gate(&self.0, step::CHECKS) }
     }
 
-    async fn observe(&self, _: &StepStatus) -> Observation {
-        match gates::all_pass(&self.0.ask(self.0.plan.gates()).await) {
-            Ok(text) => Observation::Done(text),
+    async fn observe(&self, entry: &StepStatus) -> Observation {
+        let (cx, at, thresholds) = (&self.0, monotonic(), self.0.plan.thresholds());
+        // Several answers count only when time passed between them.
+        let due = cx.with_memory(|m| m.gate.due(at, thresholds.interval.get()));
+        if thresholds.success > 1 && !due.is_zero() {
+            return Observation::InProgress(entry.message.clone().unwrap_or_default());
+        }
+        let answer = match limits::unprepared(cx).await {
+            Some(why) => Err(why),
+            None => gates::all_pass(&cx.ask(cx.plan.gates()).await),
+        };
+        let passes = cx.with_memory(|m| m.gate.look(at, answer.is_ok()));
+        match answer {
+            Ok(text) if passes >= thresholds.success => Observation::Done(text),
+            Ok(text) => Observation::InProgress(format!("{text}, {passes} of {} times in a row", thresholds.success)),
             Err(why) => Observation::InProgress(why),
         }
     }
@@ -165,7 +219,7 @@ struct RequestRelease(Arc<Context>);
 #[async_trait]
 impl Step for RequestRelease {
     fn definition(&self) -> Definition {
-        let look = time_for(self.0.plan.gates()) + Duration::from_secs(20);
+        let look = time_for(self.0.plan.gates()) + DEADLINE + Duration::from_secs(20);
         Definition { look, interval: Duration::from_secs(5), ..gate(&self.0, step::REQUEST_RELEASE) }
     }
 
@@ -176,6 +230,9 @@ impl Step for RequestRelease {
         }
         if let Some((_, why)) = cx.outside.guardrails.fresh().await.problem() {
             return Observation::InProgress(format!("nothing is released while {why}"));
+        }
+        if let Some(why) = limits::unprepared(cx).await {
+            return Observation::InProgress(why);
         }
         if let Err(why) = gates::all_pass(&cx.ask(cx.plan.gates()).await) {
             return Observation::InProgress(why);

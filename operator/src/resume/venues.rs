@@ -119,7 +119,7 @@ impl AllowTrading {
 }
 
 /// Whether a venue refuses orders, if it says so.
-async fn suspended(cx: &Context, read: Option<&StateRead>) -> Option<Result<bool, String>> {
+pub(super) async fn suspended(cx: &Context, read: Option<&StateRead>) -> Option<Result<bool, String>> {
     let answer = cx.outside.caller.read_state(&cx.namespace, read?).await;
     Some(answer.map_err(|error| error.to_string()))
 }
@@ -221,7 +221,7 @@ impl Step for Verify {
         {
             return Observation::InProgress(why);
         }
-        for PlanVenue { name: venue, trading_suspended, allow_trading } in &cx.plan.venues {
+        for PlanVenue { name: venue, trading_suspended, allow_trading, .. } in &cx.plan.venues {
             if allow_trading.is_empty() || !holders(cx, &halts, venue).is_empty() {
                 continue;
             }

@@ -2,7 +2,10 @@
 
 mod called_off;
 mod halted_again;
+mod limits;
+mod ramp;
 mod unproven;
+mod watch;
 
 use std::sync::Arc;
 

@@ -1,6 +1,9 @@
 mod gates;
+mod hold;
 mod journal;
+mod model;
 mod plan;
+mod ramp;
 mod status;
 mod steps;
 

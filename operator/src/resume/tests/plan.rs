@@ -1,11 +1,12 @@
+use kube::ResourceExt;
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::TradingResumeStatus;
+use standfast_crds::v1alpha1::{StepStatus, TradingResumeStatus};
 
 use super::{BORN, halt, plan, released_by, resume, system};
 use crate::resume::{
     plan::{ResumePlan, Subject, accept, hash, plan_workloads},
-    rehalt,
+    rehalt::{self, Why},
 };
 
 const EARLIER: i64 = BORN - 60;
@@ -146,18 +147,27 @@ fn the_hash_is_that_of_canonical_json() {
 #[test]
 fn the_halt_after_an_abort_follows_from_the_resume() {
     let mut resume = resume(json!({}));
-    assert_eq!(rehalt::names(&resume), ["go-abort", "go-abort-uid-go"]);
+    let (aborted, wrong) = (Why::Ended("aborted"), Why::Regression("check api in stage small: found 7".into()));
+    assert_eq!(rehalt::names(&resume, &aborted), ["go-abort", "go-abort-uid-go"]);
+    assert_eq!(rehalt::names(&resume, &wrong), ["go-regression", "go-regression-uid-go"]);
     // A plan of another version, of which no more can be read.
     let plan = json!({"halt": {"name": "stale", "uid": "x"}, "system": {"name": "crypto", "uid": "y"}, "checks": 7});
     resume.status = Some(TradingResumeStatus { plan: Some(plan), ..TradingResumeStatus::default() });
     assert!(ResumePlan::read(&resume).is_err());
     let of = Subject::read(&resume).unwrap();
-    let halt = rehalt::halt(&resume, &of, "go-abort", "aborted");
+    let halt = rehalt::halt(&resume, &of, "go-abort", &aborted);
     assert_eq!(halt.data["spec"], json!({"systemRef": {"name": "crypto"}, "reason": "resume go was aborted"}));
     assert_eq!(halt.metadata.owner_references, None);
+    let halt = rehalt::halt(&resume, &of, "go-regression", &wrong);
+    assert_eq!(halt.data["spec"]["reason"], "resume go went wrong: check api in stage small: found 7");
+    assert!(!halt.annotations().contains_key(rehalt::PARTLY_BACK));
+    // In a stage that is not the last one what runs is not what to go back to.
+    let step = |name: &str, attempts| StepStatus { name: name.into(), attempts, ..StepStatus::default() };
+    resume.status.as_mut().unwrap().steps = vec![step("small-workloads", 1), step("full-workloads", 0)];
+    assert!(rehalt::halt(&resume, &of, "go-abort", &aborted).annotations().contains_key(rehalt::PARTLY_BACK));
     resume.metadata.name = Some("x".repeat(253));
     resume.metadata.uid = Some("0123456789abcdef".into());
-    assert!(rehalt::names(&resume).iter().all(|n| n.len() <= 200));
-    let reason = rehalt::halt(&resume, &of, "a", "aborted").data["spec"]["reason"].clone();
+    assert!(rehalt::names(&resume, &wrong).iter().all(|n| n.len() <= 200));
+    let reason = rehalt::halt(&resume, &of, "a", &aborted).data["spec"]["reason"].clone();
     assert!(reason.as_str().unwrap().chars().count() <= 256);
 }

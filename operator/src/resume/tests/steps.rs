@@ -35,9 +35,11 @@ use crate::{
     },
     resume::{
         context::{Context, Outside},
+        ramp,
         restore::Names,
         status::step,
         steps::procedure,
+        watch::Record,
     },
     scale::Scaler,
     system::{checks::Checker, sql::Databases},
@@ -119,6 +121,8 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
         plan: plan(),
         paused: false,
         restored: Names::default(),
+        record: Record::default(),
+        memory: Arc::default(),
         requested_at: Some(at(REQUESTED)),
         until: at(BORN + 3600),
         outside: Arc::new(Outside {
@@ -161,8 +165,10 @@ fn the_journal_has_room_for_the_longest_procedure() {
     let actions = &venues["items"]["properties"]["allowTrading"]["maxItems"];
     let most = venues["maxItems"].as_u64().unwrap() * actions.as_u64().unwrap();
     let room = resume["status"]["properties"]["steps"]["maxItems"].as_u64().unwrap();
+    let stages = &system["spec"]["properties"]["resumePolicy"]["properties"]["ramp"]["maxItems"];
+    let stages = stages.as_u64().unwrap() * ramp::part::ALL.len() as u64;
     // The steps around them.
-    assert!(most + 16 <= room, "{most} steps of venues, room for {room}");
+    assert!(most + stages + 16 <= room, "{most} steps of venues, room for {room}");
 }
 
 #[rstest]
@@ -381,6 +387,68 @@ async fn a_workload_that_was_brought_back_is_not_raised_again() {
     assert_eq!(acted, Acted::Done("2 of 2 workloads restored".into()));
     let deployments = deployments.lock().unwrap();
     assert_eq!((deployments.replicas["bot"], deployments.replicas["other"]), ((0, 1), (3, 1)));
+}
+
+/// S2-36: a stage runs its share, once, and gives more only to what still has what the stage before gave it.
+#[tokio::test]
+async fn a_later_stage_raises_what_nobody_changed_in_between() {
+    let deployments = Arc::new(Mutex::new(Deployments::default()));
+    let staged = |names: &[&str]| {
+        let mut cx = restoring(scaling(&deployments), names);
+        let stages = json!([{"name": "small", "replicasPercent": 40}, {"name": "full"}]);
+        Arc::get_mut(&mut cx).unwrap().plan.policy.ramp = serde_json::from_value(stages).unwrap();
+        cx
+    };
+    let replicas = |name: &str| deployments.lock().unwrap().replicas[name];
+    let cx = staged(&["bot", "grown", "stopped"]);
+    let small = find(&cx, "small-workloads");
+    assert_eq!(small.act(&StepStatus::default()).await, Acted::Done("3 of 3 workloads restored".into()));
+    assert_eq!((replicas("bot"), cx.restored.list().len()), ((2, 1), 3));
+    for (name, by_somebody) in [("grown", 5), ("stopped", 0)] {
+        deployments.lock().unwrap().replicas.get_mut(name).unwrap().0 = by_somebody;
+    }
+    // Once more changes nothing, and the next stage, in another process, raises only the first.
+    small.act(&StepStatus::default()).await;
+    let mut cx = staged(&["bot", "grown", "stopped"]);
+    let names = ["Deployment bot", "Deployment grown", "Deployment stopped"].map(str::to_owned);
+    Arc::get_mut(&mut cx).unwrap().restored = Names::new(&names);
+    for _ in 0..2 {
+        let acted = find(&cx, "full-workloads").act(&StepStatus::default()).await;
+        assert_eq!(acted, Acted::Done("3 of 3 workloads restored".into()));
+        assert_eq!([replicas("bot"), replicas("grown"), replicas("stopped")], [(3, 2), (5, 1), (0, 1)]);
+    }
+}
+
+#[tokio::test]
+async fn the_steps_of_stages_are_in_order_and_have_names_of_their_own() {
+    let mut cx = context(Some(vec![]), &Arc::default());
+    let policy = json!({"ramp": [{"name": "small", "replicasPercent": 10}, {"name": "full"}], "watch": {"for": "1h"}});
+    Arc::get_mut(&mut cx).unwrap().plan.policy = serde_json::from_value(policy).unwrap();
+    let names: Vec<_> = procedure(&cx).iter().flatten().map(|s| s.definition().name).collect();
+    assert_eq!(
+        names[5..],
+        [
+            "release",
+            "small-limits",
+            "small-workloads",
+            "small-ready",
+            "small-limits-proven",
+            "application-resume",
+            "allow-trading-alpaca",
+            "small-hold",
+            "full-limits",
+            "full-workloads",
+            "full-ready",
+            "full-limits-proven",
+            "full-hold",
+            "verify",
+            "watch",
+        ]
+    );
+    // A hold has no end of its own: only what is seen counts.
+    for step in procedure(&cx).iter().flatten().map(|s| s.definition()).filter(|d| ramp::holds(&d.name)) {
+        assert_eq!((step.timeout, step.until), (None, None), "{}", step.name);
+    }
 }
 
 #[tokio::test(start_paused = true)]
