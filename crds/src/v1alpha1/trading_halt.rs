@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LocalReference, PositionAction, WorkloadKind, conditions_schema};
+use super::{Duration, LocalReference, PositionAction, WorkloadKind, conditions_schema};
 
 /// Halts a trading system and keeps it halted until a TradingResume releases it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -201,6 +201,11 @@ pub struct TradingHaltStatus {
     /// the next Job should have answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified_until: Option<MicroTime>,
+    /// For how long it has been proven without interruption, in time in which the operator saw it. An operator that was
+    /// away, and a clock that was set, neither shorten nor lengthen it. Written with what is written anyway, and at most
+    /// every ten seconds while a TradingResume waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_for: Option<Duration>,
     /// The moments that people ask for later.
     #[serde(default)]
     pub times: HaltTimes,
