@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{
     decide::{ActiveWorkload, Known, LatchFact, Orders, Positions},
     jobs::JobReads,
+    proven::ProvenFor,
 };
 use crate::workloads::Key;
 
@@ -36,6 +37,8 @@ pub struct Memory {
     pub job_reads: JobReads,
     /// When somebody last undid a part of the halt.
     pub contended: Option<Instant>,
+    /// For how long it was proven; none before this process's first look.
+    pub proven: Option<ProvenFor>,
     /// Workloads that were not seen to be stopped yet since they belong to the halt: that they run is nobody's doing.
     pub stopping: HashSet<Key>,
     /// Workloads that the cache says were stopped before, and that could not be read live yet.
@@ -90,6 +93,7 @@ impl Memory {
             closing_since: None,
             job_reads: JobReads::new(Timestamp::now().as_nanosecond()),
             contended: None,
+            proven: None,
             stopping: HashSet::new(),
             unread: vec![],
         }

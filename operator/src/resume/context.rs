@@ -7,7 +7,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Times
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 use standfast_crds::v1alpha1::{Check, CheckState, HttpRequest, TradingHalt};
 
-use super::{plan::ResumePlan, restore::Names};
+use super::{approvals::Tally, plan::ResumePlan, restore::Names};
 use crate::{
     calls::Caller,
     client,
@@ -44,6 +44,12 @@ pub(super) struct Context {
     /// The resume, as the owner of its Jobs.
     pub owner: OwnerReference,
     pub plan: ResumePlan,
+    /// SHA-256 of the plan: what people approve.
+    pub plan_hash: String,
+    /// When the resume was created.
+    pub born: Option<Timestamp>,
+    /// The approvals that were counted.
+    pub tally: Tally,
     /// Nothing may be begun.
     pub paused: bool,
     /// The workloads that were brought back.

@@ -6,6 +6,7 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 use standfast_crds::v1alpha1::{LatchedWorkload, StepState, StepStatus, TradingResume, TradingResumeStatus};
 
 use super::{
+    approvals::Tally,
     context::DEADLINE,
     gates,
     restore::Names,
@@ -26,6 +27,8 @@ pub(super) struct ResumeJournal<'a> {
     pub object: TradingResume,
     /// The workloads that were brought back.
     pub restored: Names,
+    /// The approvals that were counted.
+    pub tally: Tally,
     /// The spec that everything is decided on.
     generation: Option<i64>,
 }
@@ -36,7 +39,7 @@ impl<'a> ResumeJournal<'a> {
         let what = format!("TradingResume {namespace}/{}", object.name_any());
         let generation = object.metadata.generation;
         let restored = Names::new(object.status.as_ref().map_or(&[], |s| &s.restored));
-        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, generation }
+        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, tally: Tally::default(), generation }
     }
 
     pub fn status(&self) -> TradingResumeStatus {
@@ -74,6 +77,7 @@ impl<'a> ResumeJournal<'a> {
         ending: Option<&Ending>,
     ) -> Result<(), JournalError> {
         status.restored = self.restored.list();
+        self.tally.show(&mut status);
         let running = status.steps.iter().any(|s| s.state == StepState::Running);
         // Up to the release a step that is under way changes nothing; afterwards it comes to its end first.
         let paused = self.object.spec.paused && (!status::is_released(&status) || !running);

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use standfast_crds::v1alpha1::{
-    Action, Check, CheckSelection, Duration, HaltPhase, HaltReference, HttpRequest, LatchedWorkload, StateRead,
-    TradingHalt, TradingResume, TradingSystem,
+    Action, Check, CheckSelection, Duration, HaltPhase, HaltReference, HttpRequest, LatchedWorkload, ResumePolicy,
+    StateRead, TradingHalt, TradingResume, TradingSystem,
 };
 
-use super::gates;
+use super::{gates, policy};
 
 /// The whole of what a resume will do. Later edits of the TradingSystem or the resume change nothing of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct ResumePlan {
     pub halt: Pinned,
     /// The system that trades again.
     pub system: Pinned,
+    /// What binds it: the system's policy and the resume's own.
+    #[serde(default)]
+    pub policy: ResumePolicy,
     /// The checks that must pass.
     pub checks: Vec<Check>,
     /// Names of those that only what the halt stopped can answer.
@@ -177,6 +180,7 @@ pub fn accept(
         ));
     };
     let checks = select(&system.spec.checks, resume.spec.checks.as_ref())?;
+    let policy = policy::merge(system.spec.resume_policy.as_ref(), resume.spec.policy.as_ref())?;
     Ok(ResumePlan {
         spec: PlanSpec {
             halt_ref: resume.spec.halt_ref.clone(),
@@ -186,6 +190,7 @@ pub fn accept(
         },
         halt: Pinned::of(halt),
         system: Pinned::of(system),
+        policy,
         checks,
         answered_by_stopped: vec![],
         sync_positions: system.spec.sync_positions.clone(),

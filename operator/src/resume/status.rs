@@ -3,12 +3,18 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus, set_condition, shorten};
 
+use super::approvals;
+
 /// Names of the steps that the status speaks of.
 pub mod step {
     /// The halt is proven.
     pub const HALTED: &str = "halted";
     /// The admission policies are in place.
     pub const GUARDRAILS: &str = "guardrails";
+    /// Enough people agree.
+    pub const APPROVALS: &str = "approvals";
+    /// The halt was proven for long enough.
+    pub const COOL_OFF: &str = "cool-off";
     /// The checks pass.
     pub const CHECKS: &str = "checks";
     /// The bot's books agree with the venues.
@@ -46,7 +52,7 @@ pub mod conditions {
 /// How a resume ends, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
-    /// `Completed`, `Failed`, `Aborted` or `Indeterminate`.
+    /// `Completed`, `Failed`, `Rejected`, `Aborted` or `Indeterminate`.
     pub phase: ResumePhase,
     /// Why, in one line.
     pub message: String,
@@ -77,7 +83,13 @@ pub fn digest(
     status.phase = match ending {
         Some(ending) => ending.phase,
         None if paused => ResumePhase::Paused,
-        None if status.release_requested_at.is_none() => ResumePhase::Checking,
+        None if status.release_requested_at.is_none() => match name.as_deref() {
+            Some(step::APPROVALS) => ResumePhase::AwaitingApproval,
+            Some(step::COOL_OFF) => ResumePhase::CoolingOff,
+            // One was withdrawn.
+            Some(_) if approvals::lacking(status) => ResumePhase::AwaitingApproval,
+            Some(_) | None => ResumePhase::Checking,
+        },
         None if !is_released(status) => ResumePhase::Releasing,
         None => ResumePhase::Restoring,
     };
@@ -145,9 +157,17 @@ pub const fn phase_name(phase: ResumePhase) -> &'static str {
     match phase {
         ResumePhase::Pending => "Pending",
         ResumePhase::Checking => "Checking",
+        ResumePhase::AwaitingApproval => "AwaitingApproval",
+        ResumePhase::CoolingOff => "CoolingOff",
+        ResumePhase::Reconciling => "Reconciling",
         ResumePhase::Releasing => "Releasing",
         ResumePhase::Restoring => "Restoring",
+        ResumePhase::Ramping => "Ramping",
+        ResumePhase::Watching => "Watching",
         ResumePhase::Completed => "Completed",
+        ResumePhase::Evaluated => "Evaluated",
+        ResumePhase::Rejected => "Rejected",
+        ResumePhase::ReHalted => "ReHalted",
         ResumePhase::Failed => "Failed",
         ResumePhase::Aborted => "Aborted",
         ResumePhase::Paused => "Paused",
