@@ -237,12 +237,7 @@ fn matching(people: usize, slots: usize, fits: &dyn Fn(usize, usize) -> bool) ->
     filled
 }
 
-fn place(
-    person: usize,
-    filled: &mut [Option<usize>],
-    tried: &mut [bool],
-    fits: &dyn Fn(usize, usize) -> bool,
-) -> bool {
+fn place(person: usize, filled: &mut [Option<usize>], tried: &mut [bool], fits: &dyn Fn(usize, usize) -> bool) -> bool {
     for slot in 0..filled.len() {
         if tried[slot] || !fits(person, slot) {
             continue;

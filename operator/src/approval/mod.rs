@@ -37,8 +37,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// The approvals of a subject, live. One of them that cannot be read might be a rejection: that is an error.
 pub async fn of_subject(client: &Client, namespace: &str, subject: &Subject) -> Result<Vec<Approval>, String> {
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Approval>(&()));
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Approval>(&()));
     let pages = async {
         let (mut all, mut params) = (vec![], ListParams::default().limit(500));
         loop {

@@ -95,36 +95,37 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Looks of processes, one after the other: seconds since the look before, and what was seen.
-    fn run(processes: &[&[(u64, Seen)]]) -> u64 {
-        let mut status = TradingHaltStatus::default();
-        let mut now = Instant::now();
-        for looks in processes {
+    use Seen::{Counting as C, Lost as L, Proven as P};
+
+    /// Looks, each as the seconds since the one before and what was seen; `|` between processes.
+    #[rstest]
+    #[case::the_first_adds_nothing("5P", 0)]
+    #[case::regular("0P 10P 10P 10P", 30)]
+    #[case::a_gap_counts_two_intervals_at_most("0P 10P 3600P 10P", 40)]
+    #[case::lost_begins_again("0P 10P 10L 10P 10P", 10)]
+    #[case::lost_and_not_back("0P 10P 10L", 0)]
+    #[case::a_restart_keeps_what_was_there("0P 10P 10P | 5P 10P", 30)]
+    #[case::a_long_outage_adds_nothing("0P 10P | 7200P 10P", 20)]
+    #[case::a_new_process_counts_first("0P 10P | 1C 1C 1P 10P", 20)]
+    #[case::lost_while_nobody_looked("0P 10P | 60L 1P 10P", 10)]
+    #[case::restarts_all_the_time_add_nothing("0P | 9P | 9P | 9P", 0)]
+    fn time_in_which_it_was_seen(#[case] looks: &str, #[case] expected: u64) {
+        let (mut status, mut now) = (TradingHaltStatus::default(), Instant::now());
+        for process in looks.split(" | ") {
             let mut proven = ProvenFor::stored(&status);
-            for (after, seen) in *looks {
-                now += SECOND * u32::try_from(*after).unwrap();
-                proven.note(*seen, now, SECOND * 10);
+            for look in process.split(' ') {
+                let (after, seen) = look.split_at(look.len() - 1);
+                now += SECOND * after.parse().unwrap();
+                let seen = match seen {
+                    "P" => P,
+                    "C" => C,
+                    _ => L,
+                };
+                proven.note(seen, now, SECOND * 10);
                 status.proven_for = proven.shown();
             }
         }
-        status.proven_for.map_or(0, |p| p.get().as_secs())
-    }
-
-    use Seen::{Counting as C, Lost as L, Proven as P};
-
-    #[rstest]
-    #[case::the_first_adds_nothing(&[&[(5, P)]], 0)]
-    #[case::regular(&[&[(0, P), (10, P), (10, P), (10, P)]], 30)]
-    #[case::a_gap_counts_two_intervals_at_most(&[&[(0, P), (10, P), (3600, P), (10, P)]], 40)]
-    #[case::lost_begins_again(&[&[(0, P), (10, P), (10, L), (10, P), (10, P)]], 10)]
-    #[case::lost_and_not_back(&[&[(0, P), (10, P), (10, L)]], 0)]
-    #[case::a_restart_keeps_what_was_there(&[&[(0, P), (10, P), (10, P)], &[(5, P), (10, P)]], 30)]
-    #[case::a_long_outage_adds_nothing(&[&[(0, P), (10, P)], &[(7200, P), (10, P)]], 20)]
-    #[case::a_new_process_counts_first(&[&[(0, P), (10, P)], &[(1, C), (1, C), (1, P), (10, P)]], 20)]
-    #[case::lost_while_nobody_looked(&[&[(0, P), (10, P)], &[(60, L), (1, P), (10, P)]], 10)]
-    #[case::restarts_all_the_time_never_shorten(&[&[(0, P)], &[(0, P)], &[(9, P)], &[(9, P)]], 0)]
-    fn time_in_which_it_was_seen(#[case] processes: &[&[(u64, Seen)]], #[case] expected: u64) {
-        assert_eq!(run(processes), expected);
+        assert_eq!(status.proven_for.map_or(0, |p| p.get().as_secs()), expected);
     }
 
     #[rstest]
@@ -137,7 +138,12 @@ mod tests {
     #[case::not_flat_any_more(HaltPhase::Closing, Some(0), true, L)]
     #[case::unverified(HaltPhase::Unverified, Some(0), false, L)]
     #[case::somebody_raised_a_workload(HaltPhase::Fencing, Some(0), false, L)]
-    fn what_is_a_loss(#[case] phase: HaltPhase, #[case] positions: Option<i64>, #[case] proved: bool, #[case] seen: Seen) {
+    fn what_is_a_loss(
+        #[case] phase: HaltPhase,
+        #[case] positions: Option<i64>,
+        #[case] proved: bool,
+        #[case] seen: Seen,
+    ) {
         let status = TradingHaltStatus { phase, open_positions: positions, ..TradingHaltStatus::default() };
         let mut proven = ProvenFor::stored(&status);
         if proved {
@@ -153,7 +159,12 @@ mod tests {
     #[case::enough("1m58s", "2m", Some(120), true)]
     #[case::enough_before("2m", "2m1s", Some(120), false)]
     #[case::lost_is_said_by_other_means("1m", "0s", Some(120), false)]
-    fn it_is_written_seldom(#[case] old: &str, #[case] new: &str, #[case] awaited: Option<u64>, #[case] expected: bool) {
+    fn it_is_written_seldom(
+        #[case] old: &str,
+        #[case] new: &str,
+        #[case] awaited: Option<u64>,
+        #[case] expected: bool,
+    ) {
         let status = |length: &str| TradingHaltStatus {
             proven_for: Some(length.parse().unwrap()),
             ..TradingHaltStatus::default()

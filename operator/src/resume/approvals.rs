@@ -33,7 +33,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(20);
 pub(super) struct Tally(Arc<Mutex<Option<Count>>>);
 
 impl Tally {
-    fn note(&self, count: Count) {
+    pub fn note(&self, count: Count) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
     }
 

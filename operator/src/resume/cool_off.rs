@@ -29,7 +29,9 @@ pub fn cooled(halts: &[TradingHalt], plan: &ResumePlan) -> Observation {
         proven => {
             // In whole seconds: that is enough for people.
             let so_far = standfast_crds::v1alpha1::Duration::from_secs(proven.map_or(0, |p| p.get().as_secs()));
-            Observation::InProgress(format!("TradingHalt {name} was proven for {so_far} of {wanted} without interruption"))
+            Observation::InProgress(format!(
+                "TradingHalt {name} was proven for {so_far} of {wanted} without interruption"
+            ))
         }
     }
 }

@@ -39,7 +39,15 @@ impl<'a> ResumeJournal<'a> {
         let what = format!("TradingResume {namespace}/{}", object.name_any());
         let generation = object.metadata.generation;
         let restored = Names::new(object.status.as_ref().map_or(&[], |s| &s.restored));
-        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, tally: Tally::default(), generation }
+        Self {
+            api: Api::namespaced(client, &namespace),
+            term,
+            what,
+            object,
+            restored,
+            tally: Tally::default(),
+            generation,
+        }
     }
 
     pub fn status(&self) -> TradingResumeStatus {

@@ -47,7 +47,10 @@ mod tests {
 
     #[test]
     fn each_list_of_approvals_must_be_met() {
-        let (two, risk) = (json!({"count": 2, "serviceAccounts": false}), json!({"count": 1, "group": "risk", "serviceAccounts": false}));
+        let (two, risk) = (
+            json!({"count": 2, "serviceAccounts": false}),
+            json!({"count": 1, "group": "risk", "serviceAccounts": false}),
+        );
         let merged = merged(json!({"approvals": [two]}), json!({"approvals": [risk]})).unwrap();
         assert_eq!(merged["approvals"], json!([two, risk]));
     }

@@ -34,6 +34,7 @@ use crate::{
         guard::{Guard, GuardConfig},
     },
     resume::{
+        approvals::Tally,
         context::{Context, Outside},
         restore::Names,
         status::step,
@@ -117,6 +118,9 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
         uid: "uid-go".into(),
         owner: Default::default(),
         plan: plan(),
+        plan_hash: "a".repeat(64),
+        born: Some(at(BORN)),
+        tally: Tally::default(),
         paused: false,
         restored: Names::default(),
         requested_at: Some(at(REQUESTED)),
