@@ -172,7 +172,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 resume.pull(&new.namespace().unwrap_or_default(), &read.spec.subject.name);
             }
         };
-        let (cache, feed) = cache::open(client, &parts.scope, Feed::RENEWED, None, strip, on_change, || {});
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::EASY, None, strip, on_change, || {});
         feeds.spawn(feed);
         cache
     };

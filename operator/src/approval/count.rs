@@ -66,8 +66,8 @@ pub const fn kind_name(kind: SubjectKind) -> &'static str {
     }
 }
 
-/// Why an approval does not count for this subject, whatever is asked for. `since` is when names became true: what is not
-/// younger was not seen by the guardrails.
+/// Why an approval does not count for this subject, whatever is asked for. `since` is when names became true: what is
+/// not younger was not seen by the guardrails.
 pub fn unfit(approval: &Approval, subject: &Subject, since: Timestamp, now: Timestamp) -> Option<Unfit> {
     let (of, what) = (&approval.spec.subject, format!("{} {}", kind_name(subject.kind), subject.name));
     if of.kind != subject.kind || of.name != subject.name {
@@ -166,8 +166,9 @@ impl Count {
     }
 }
 
-/// Counts the approvals of a subject. Slots are filled by a maximum matching, so that nobody who may fill several takes the
-/// one slot of somebody else; among equals the earlier approval is counted. Approvals of other subjects are left out.
+/// Counts the approvals of a subject. Slots are filled by a maximum matching, so that nobody who may fill several
+/// takes the one slot of somebody else; among equals the earlier approval is counted. Approvals of other subjects are
+/// left out.
 pub fn count(subject: &Subject, rules: &Rules, approvals: &[Approval], since: Timestamp, now: Timestamp) -> Count {
     let ours = |a: &&Approval| a.spec.subject.kind == subject.kind && a.spec.subject.name == subject.name;
     let mut approvals: Vec<_> = approvals.iter().filter(ours).collect();
@@ -227,8 +228,8 @@ fn counted(approval: &Approval, group: Option<String>) -> CountedApproval {
     }
 }
 
-/// The person of each slot, by augmenting paths (Kuhn): as many slots as can be are filled, and a person who has one keeps
-/// having one.
+/// The person of each slot, by augmenting paths (Kuhn): as many slots as can be are filled, and a person who has one
+/// keeps having one.
 fn matching(people: usize, slots: usize, fits: &dyn Fn(usize, usize) -> bool) -> Vec<Option<usize>> {
     let mut filled = vec![None; slots];
     for person in 0..people {

@@ -1,5 +1,5 @@
-//! Approvals: which of them count ([`count`](mod@count)), and what their own status says ([`standing`]). That status is for
-//! people: whatever asks for approvals reads and counts them itself, live.
+//! Approvals: which of them count ([`count`](mod@count)), and what their own status says ([`standing`]). That status
+//! is for people: whatever asks for approvals reads and counts them itself, live.
 
 pub mod count;
 pub mod standing;

@@ -1,7 +1,8 @@
 //! For how long a halt was proven, in time in which it was seen: what the gate `cool-off` of a resume asks for.
 //!
-//! The monotonic time between two passing verifications counts, at most two intervals of it; the first one of a process
-//! adds nothing. So a clock that is set changes nothing, and an operator that is away only ever makes it later.
+//! The monotonic time between two passing verifications counts, at most two intervals of it; the first one of a
+//! process adds nothing. So a clock that is set changes nothing, and an operator that is away only ever makes it
+//! later.
 
 use std::time::Duration;
 

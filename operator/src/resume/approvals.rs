@@ -41,8 +41,8 @@ impl Tally {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|c| c.rejected.is_some())
     }
 
-    /// Puts what was counted into a status. Once the release is asked for nothing is counted any more, and what was used
-    /// stays.
+    /// Puts what was counted into a status. Once the release is asked for nothing is counted any more, and what was
+    /// used stays.
     pub fn show(&self, status: &mut TradingResumeStatus) {
         if let Some(count) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             status.approved = Some(count.tally());
@@ -65,8 +65,8 @@ pub(super) fn lacking(status: &TradingResumeStatus) -> bool {
     counted.is_some_and(|(there, needed)| there != needed)
 }
 
-/// What a plan asks for of the halt that it releases. An error says why nobody can tell whose decisions count: who asked is
-/// certain only where it was recorded while the guardrails were in place, `since` then.
+/// What a plan asks for of the halt that it releases. An error says why nobody can tell whose decisions count: who
+/// asked is certain only where it was recorded while the guardrails were in place, `since` then.
 pub fn rules(
     plan: &ResumePlan,
     halt: Option<&TradingHalt>,
@@ -133,8 +133,8 @@ pub(super) async fn ask(cx: &Context) -> Observation {
     }
 }
 
-/// Whether somebody rejected it, or withdrew what was counted, while it waits for another gate: it is not asked to the end
-/// before that is said. What cannot be read now is asked by that gate's successors again.
+/// Whether somebody rejected it, or withdrew what was counted, while it waits for another gate: it is not asked to
+/// the end before that is said. What cannot be read now is asked by that gate's successors again.
 pub(super) async fn rejected(cx: &Context, status: &TradingResumeStatus) -> Option<String> {
     if state(&status.steps, step::APPROVALS) != StepState::Succeeded || status.release_requested_at.is_some() {
         return None;
