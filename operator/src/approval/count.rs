@@ -239,16 +239,15 @@ fn matching(people: usize, slots: usize, fits: &dyn Fn(usize, usize) -> bool) ->
 }
 
 fn place(person: usize, filled: &mut [Option<usize>], tried: &mut [bool], fits: &dyn Fn(usize, usize) -> bool) -> bool {
+    // A free one first: whoever has a slot keeps it as long as nobody needs it.
+    if let Some(free) = (0..filled.len()).find(|slot| filled[*slot].is_none() && fits(person, *slot)) {
+        filled[free] = Some(person);
+        return true;
+    }
     for slot in 0..filled.len() {
-        if tried[slot] || !fits(person, slot) {
-            continue;
-        }
+        let Some(other) = filled[slot].filter(|_| !tried[slot] && fits(person, slot)) else { continue };
         tried[slot] = true;
-        let free = match filled[slot] {
-            None => true,
-            Some(other) => place(other, filled, tried, fits),
-        };
-        if free {
+        if place(other, filled, tried, fits) {
             filled[slot] = Some(person);
             return true;
         }
