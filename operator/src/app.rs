@@ -256,11 +256,11 @@ fn strip<K: ResourceExt>(object: &mut K) {
 }
 
 impl Warm {
-    /// Waits until every cache has its first list.
+    /// Waits until every cache has its first list, but that of the Approvals: what depends on those reads them live, and
+    /// no halt waits for a kind that is not installed.
     pub async fn ready(&self) {
         let c = &self.caches;
-        let approvals = self.approvals.0.ready();
-        tokio::join!(c.systems.ready(), c.halts.ready(), c.resumes.ready(), c.workloads.ready(), approvals);
+        tokio::join!(c.systems.ready(), c.halts.ready(), c.resumes.ready(), c.workloads.ready());
     }
 
     /// Runs the controllers. Ends only when one of them does, or leadership is lost: the process must end too.
