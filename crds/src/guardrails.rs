@@ -15,3 +15,7 @@ pub const LATCH_ENABLED: &str = "enabled";
 pub const LATCH_HELD: &str = "held";
 /// Name of the policy (and of its binding) that refuses to raise what a latch names.
 pub const LATCH_POLICY: &str = "standfast-latch";
+/// Name of the policy (and of its binding) that makes `requestedBy` the user of the request.
+pub const REQUESTER_POLICY: &str = "standfast-requester";
+/// Name of the policy (and of its binding) that makes `approver` and `groups` of an Approval those of the request.
+pub const APPROVAL_POLICY: &str = "standfast-approval";

@@ -6,11 +6,12 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
-use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
+use standfast_crds::v1alpha1::{Approval, SubjectKind, TradingHalt, TradingResume, TradingSystem};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     admin::Watchdog,
+    approval::ApprovalReconciler,
     args::Scope,
     cache::{self, Cache, Change, Feed},
     calls::Caller,
@@ -56,6 +57,7 @@ pub struct Parts {
 type HaltTrigger = Trigger<Guarded<TradingHalt>>;
 type SystemTrigger = Trigger<Guarded<TradingSystem>>;
 type ResumeTrigger = Trigger<Guarded<TradingResume>>;
+type ApprovalTrigger = Trigger<Guarded<Approval>>;
 type Arrivals<K> = controller::Arrivals<Guarded<K>>;
 
 /// The caches, warm or warming, and what they trigger. A standby has them too.
@@ -65,6 +67,7 @@ pub struct Warm {
     halts: (HaltTrigger, Arrivals<TradingHalt>),
     systems: (SystemTrigger, Arrivals<TradingSystem>),
     resumes: (ResumeTrigger, Arrivals<TradingResume>),
+    approvals: (Cache<Guarded<Approval>>, Arrivals<Approval>),
     deleted: mpsc::UnboundedReceiver<Deleted>,
     feeds: JoinSet<()>,
 }
@@ -80,11 +83,20 @@ fn asks<K: Resource<DynamicType = ()>>(old: Option<&Guarded<K>>, new: &Guarded<K
     old.is_none_or(|old| facts(old) != facts(new))
 }
 
+/// What of a resume tells whether an approval of it counts.
+fn approvable(resume: &Guarded<TradingResume>) -> Option<impl PartialEq + use<>> {
+    let resume = resume.0.as_ref().ok()?;
+    let status = resume.status.clone().unwrap_or_default();
+    let ended = (status.release_requested_at, status.finished_at);
+    Some((resume.uid(), status.plan_hash, status.approvals, ended))
+}
+
 /// Opens the caches and begins to feed them.
 pub fn warm(parts: &Parts) -> Warm {
     let (halt_trigger, halt_arrivals) = HaltTrigger::channel();
     let (system_trigger, system_arrivals) = SystemTrigger::channel();
     let (resume_trigger, resume_arrivals) = ResumeTrigger::channel();
+    let (approval_trigger, approval_arrivals) = ApprovalTrigger::channel();
     let (deletions, deleted) = mpsc::unbounded_channel();
     let (client, watchdog) = (&parts.clients.watch, Some(&parts.watchdog));
     let mut feeds = JoinSet::new();
@@ -143,11 +155,43 @@ pub fn warm(parts: &Parts) -> Warm {
         cache
     };
 
+    let approvals = {
+        let (approval, resume) = (approval_trigger.clone(), resume_trigger.clone());
+        let on_change = move |change: Change<'_, Guarded<Approval>>| {
+            let new = match change {
+                Change::Applied(old, new) if asks(old, new) => {
+                    approval.pull(&new.namespace().unwrap_or_default(), &new.name_any());
+                    new
+                }
+                Change::Applied(..) => return,
+                Change::Deleted(gone) => gone,
+            };
+            if let Ok(read) = &new.0
+                && read.spec.subject.kind == SubjectKind::TradingResume
+            {
+                resume.pull(&new.namespace().unwrap_or_default(), &read.spec.subject.name);
+            }
+        };
+        let (cache, feed) = cache::open(client, &parts.scope, Feed::EASY, None, strip, on_change, || {});
+        feeds.spawn(feed);
+        cache
+    };
+
     let resumes = {
         let (halt, resume) = (halt_trigger.clone(), resume_trigger.clone());
+        let (approval, known) = (approval_trigger, approvals.clone());
+        let approved = move |resume: &Guarded<TradingResume>| {
+            let (namespace, name) = (resume.namespace().unwrap_or_default(), resume.name_any());
+            for one in known.read_namespace(&namespace).iter().filter(|a| a.spec.subject.name == name) {
+                approval.pull(&namespace, &one.name_any());
+            }
+        };
         let on_change = move |change: Change<'_, Guarded<TradingResume>>| match change {
             Change::Applied(old, new) => {
                 let namespace = new.namespace().unwrap_or_default();
+                if old.map(approvable) != Some(approvable(new)) {
+                    approved(new);
+                }
                 if asks(old, new) {
                     resume.pull(&namespace, &new.name_any());
                 }
@@ -158,6 +202,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 }
             }
             Change::Deleted(gone) => {
+                approved(gone);
                 if let Ok(gone) = &gone.0 {
                     let _ = deletions.send(Deleted::Resume(Box::new(gone.clone())));
                 }
@@ -199,6 +244,7 @@ pub fn warm(parts: &Parts) -> Warm {
         halts: (halt_trigger, halt_arrivals),
         systems: (system_trigger, system_arrivals),
         resumes: (resume_trigger, resume_arrivals),
+        approvals: (approvals, approval_arrivals),
         deleted,
         feeds,
     }
@@ -210,7 +256,8 @@ fn strip<K: ResourceExt>(object: &mut K) {
 }
 
 impl Warm {
-    /// Waits until every cache has its first list.
+    /// Waits until every cache has its first list, but that of the Approvals: what depends on those reads them live, and
+    /// no halt waits for a kind that is not installed.
     pub async fn ready(&self) {
         let c = &self.caches;
         tokio::join!(c.systems.ready(), c.halts.ready(), c.resumes.ready(), c.workloads.ready());
@@ -218,7 +265,7 @@ impl Warm {
 
     /// Runs the controllers. Ends only when one of them does, or leadership is lost: the process must end too.
     pub async fn lead(self, parts: Parts, leadership: Leadership) -> Result<Never, Ended> {
-        let Self { caches, halts, systems, resumes, mut deleted, mut feeds } = self;
+        let Self { caches, halts, systems, resumes, approvals, mut deleted, mut feeds } = self;
         let client = parts.clients.api.clone();
         let guardrails = Guardrails::new(client.clone());
         let metrics = &parts.metrics;
@@ -249,6 +296,13 @@ impl Warm {
             leadership.clone(),
             parts.events.clone(),
         ));
+        let approving = Arc::new(ApprovalReconciler::new(
+            client.clone(),
+            caches.halts.clone(),
+            guardrails.clone(),
+            leadership.clone(),
+            parts.events.clone(),
+        ));
         let watching = Arc::new(SystemReconciler::new(system::Parts {
             client,
             caller: (*caller).clone(),
@@ -267,6 +321,7 @@ impl Warm {
         tasks.spawn(controller::run(halting, caches.halts, halts.1, run.0, metrics.clone()));
         tasks.spawn(controller::run(resuming, caches.resumes, resumes.1, run.1, metrics.clone()));
         tasks.spawn(controller::run(watching, caches.systems, systems.1, run.1, metrics.clone()));
+        tasks.spawn(controller::run(approving, approvals.0, approvals.1, run.1, metrics.clone()));
         tasks.spawn(count(halt_caches, guardrails, metrics.clone()));
         // What was deleted while another process led was that one's to look at.
         while deleted.try_recv().is_ok() {}

@@ -55,6 +55,8 @@ pub struct Feed {
 impl Feed {
     /// For kinds of which there are many: a watch that died silently is replaced within 15 seconds.
     pub const RENEWED: Self = Self { watch_timeout: 10, poll: None };
+    /// For kinds that are read live whenever something depends on them.
+    pub const EASY: Self = Self { watch_timeout: 60, poll: None };
     /// For kinds whose changes must be seen within 15 seconds, whatever happens to a connection.
     pub const PROMPT: Self = Self { watch_timeout: 60, poll: Some(Duration::from_secs(5)) };
 }

@@ -8,16 +8,21 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::{
-    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-    core::v1::Namespace,
+use k8s_openapi::{
+    api::{
+        admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+        core::v1::Namespace,
+    },
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject},
+    api::{ApiResource, DynamicObject, ObjectMeta},
 };
 use serde_json::{Map, Value, json};
-use standfast_crds::guardrails::{LATCH_ENABLED, LATCH_LABEL, LATCH_POLICY, MANIFEST};
+use standfast_crds::guardrails::{
+    APPROVAL_POLICY, LATCH_ENABLED, LATCH_LABEL, LATCH_POLICY, MANIFEST, REQUESTER_POLICY,
+};
 use tokio::{sync::Mutex, time::Instant};
 
 /// The longest that one call may take.
@@ -26,6 +31,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const KEEP: Duration = Duration::from_secs(25);
 /// How long an answer is good that is not `Intact`.
 const KEEP_BAD: Duration = Duration::from_secs(5);
+/// How long after a change of a policy an API server may still decide by the old one. Seen: about a second.
+const SETTLED: SignedDuration = SignedDuration::from_secs(10);
 
 /// What became of the guardrails in a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,21 +180,48 @@ fn summary(looks: impl IntoIterator<Item = (String, Look)>) -> GuardrailState {
     }
 }
 
-async fn look(client: &Client, expected: &Shipped) -> Result<(String, Look), String> {
+/// When the object became what it is: its creation, or the last change of it that is no change of its status.
+fn last_changed(meta: &ObjectMeta) -> Option<Timestamp> {
+    let changes = meta.managed_fields.iter().flatten().filter(|f| f.subresource.as_deref() != Some("status"));
+    let changes = changes.filter_map(|f| f.time.as_ref());
+    meta.creation_timestamp.iter().chain(changes).map(|t| t.0).max()
+}
+
+/// Since when every API server has surely decided by these.
+fn enforced_since(changed: impl IntoIterator<Item = Option<Timestamp>>) -> Option<Timestamp> {
+    let latest = changed.into_iter().try_fold(Timestamp::MIN, |latest, at| Some(latest.max(at?)))?;
+    latest.checked_add(SETTLED).ok()
+}
+
+/// What one look at one object found, and when it became so.
+type Looked = (String, Look, Option<Timestamp>);
+
+async fn look(client: &Client, expected: &Shipped) -> Result<Looked, String> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &expected.resource());
     let label = format!("{}/{}", expected.kind, expected.name);
     match tokio::time::timeout(DEADLINE, api.get_opt(&expected.name)).await {
-        Ok(Ok(live)) => Ok((label, compare(expected, live.as_ref()))),
+        Ok(Ok(live)) => {
+            let changed = live.as_ref().and_then(|l| last_changed(&l.metadata));
+            Ok((label, compare(expected, live.as_ref()), changed))
+        }
         Ok(Err(error)) => Err(format!("reading {label}: {error}")),
         Err(_) => Err(format!("reading {label}: no answer within {} s", DEADLINE.as_secs())),
     }
 }
 
+/// The state of all of them, and since when names that people sign with are surely true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Inspection {
+    state: GuardrailState,
+    names_true_since: Option<Timestamp>,
+}
+
 /// Reads all policies and bindings live and compares them with the built-in copy.
-pub async fn inspect(client: &Client) -> GuardrailState {
+async fn inspect(client: &Client) -> Inspection {
+    let unknown = |error| Inspection { state: GuardrailState::Unknown(error), names_true_since: None };
     let shipped = match &*SHIPPED {
         Ok(shipped) => shipped,
-        Err(error) => return GuardrailState::Unknown(error.clone()),
+        Err(error) => return unknown(error.clone()),
     };
     let looks: Vec<_> = shipped.iter().map(|expected| look(client, expected)).collect();
     let looks: Vec<_> = stream::iter(looks).buffer_unordered(6).collect().await;
@@ -199,10 +233,12 @@ pub async fn inspect(client: &Client) -> GuardrailState {
             Err(error) => unread = Some(error),
         }
     }
+    let signed = |label: &str| label.ends_with(APPROVAL_POLICY) || label.ends_with(REQUESTER_POLICY);
+    let names_true_since = enforced_since(read.iter().filter(|l| signed(&l.0)).map(|l| l.2));
     // What is certainly wrong is said even when something else could not be read.
-    match (summary(read), unread) {
-        (GuardrailState::Intact, Some(error)) => GuardrailState::Unknown(error),
-        (state, _) => state,
+    match (summary(read.into_iter().map(|(label, look, _)| (label, look))), unread) {
+        (GuardrailState::Intact, Some(error)) => unknown(error),
+        (state, _) => Inspection { state, names_true_since },
     }
 }
 
@@ -232,7 +268,7 @@ pub fn namespace_excluded(namespace: &str) -> bool {
 #[derive(Clone)]
 pub struct Guardrails {
     client: Client,
-    last: Arc<Mutex<Option<(Instant, GuardrailState)>>>,
+    last: Arc<Mutex<Option<(Instant, Inspection)>>>,
 }
 
 impl Guardrails {
@@ -243,25 +279,51 @@ impl Guardrails {
 
     /// The state, at most 25 s old.
     pub async fn state(&self) -> GuardrailState {
+        self.recent().await.state
+    }
+
+    async fn recent(&self) -> Inspection {
         // Held while reading, so that many askers cause one read.
         let mut last = self.last.lock().await;
-        if let Some((at, state)) = &*last {
-            let keep = if state.intact() { KEEP } else { KEEP_BAD };
+        if let Some((at, found)) = &*last {
+            let keep = if found.state.intact() { KEEP } else { KEEP_BAD };
             if at.elapsed() < keep {
-                return state.clone();
+                return found.clone();
             }
         }
-        let state = inspect(&self.client).await;
-        *last = Some((Instant::now(), state.clone()));
-        state
+        let found = inspect(&self.client).await;
+        *last = Some((Instant::now(), found.clone()));
+        found
+    }
+
+    async fn now(&self) -> Inspection {
+        let found = inspect(&self.client).await;
+        *self.last.lock().await = Some((Instant::now(), found.clone()));
+        found
+    }
+
+    /// Since when the API server has surely seen to it that `approver`, `groups` and `requestedBy` are true: both policies
+    /// are there as shipped, and nobody changed them since. At most 25 s old. An error says why nothing can be told.
+    pub async fn names_true_since(&self) -> Result<Timestamp, String> {
+        since(self.recent().await)
+    }
+
+    /// The same as it is now: for decisions that cannot be taken back.
+    pub async fn names_true_since_now(&self) -> Result<Timestamp, String> {
+        since(self.now().await)
     }
 
     /// The state as it is now: for decisions that cannot be taken back.
     pub async fn fresh(&self) -> GuardrailState {
-        let state = inspect(&self.client).await;
-        *self.last.lock().await = Some((Instant::now(), state.clone()));
-        state
+        self.now().await.state
     }
+}
+
+fn since(found: Inspection) -> Result<Timestamp, String> {
+    if let Some((_, why)) = found.state.problem() {
+        return Err(why);
+    }
+    found.names_true_since.ok_or_else(|| "since when the guardrails are in place is not known".into())
 }
 
 #[cfg(test)]
@@ -326,6 +388,23 @@ mod tests {
         let mut spec = binding().spec.clone();
         spec.as_object_mut().unwrap().insert(at[1..].into(), value);
         assert_eq!(compare(binding(), Some(&live(spec))), Look::Different);
+    }
+
+    /// A policy that was switched off for a moment is not as old as it says.
+    #[test]
+    fn a_policy_is_as_old_as_its_last_change() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let change = |second: i64, subresource: Option<&str>| json!({"time": at(second), "subresource": subresource});
+        let meta = |changes: &[Value]| {
+            let meta = json!({"creationTimestamp": at(100), "managedFields": changes});
+            last_changed(&serde_json::from_value(meta).unwrap())
+        };
+        assert_eq!(meta(&[]), Some(at(100)));
+        assert_eq!(meta(&[change(100, None), change(500, Some("status"))]), Some(at(100)));
+        assert_eq!(meta(&[change(300, None), change(200, None)]), Some(at(300)));
+        assert_eq!(last_changed(&ObjectMeta::default()), None);
+        assert_eq!(enforced_since([Some(at(100)), Some(at(300)), Some(at(200))]), Some(at(310)));
+        assert_eq!(enforced_since([Some(at(100)), None]), None, "one that is not there enforces nothing");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod approval;
 pub mod args;
 pub mod cache;
 pub mod calls;

@@ -27,7 +27,8 @@ use super::{Break, conditions_schema};
     printcolumn(name = "Decision", type_ = "string", json_path = ".spec.decision"),
     printcolumn(name = "By", type_ = "string", json_path = ".spec.approver"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Expires", type_ = "date", json_path = ".spec.expiresAt"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".spec.expiresAt", priority = "1"),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -101,7 +102,7 @@ pub enum ApprovalPhase {
     Valid,
     /// It was counted: withdrawing it changes nothing any more.
     Used,
-    /// Its time is over.
+    /// Its time is over, and it was not counted.
     Expired,
     /// It does not count: the message says why.
     Void,

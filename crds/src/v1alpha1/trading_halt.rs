@@ -272,6 +272,11 @@ pub struct TradingHaltStatus {
     /// the next Job should have answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified_until: Option<MicroTime>,
+    /// For how long it has been proven without interruption, in time in which the operator saw it. An operator that was
+    /// away, and a clock that was set, neither shorten nor lengthen it. Written with what is written anyway, and at most
+    /// every ten seconds while a TradingResume waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_for: Option<Duration>,
     /// The moments that people ask for later.
     #[serde(default)]
     pub times: HaltTimes,

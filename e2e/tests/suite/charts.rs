@@ -24,7 +24,7 @@ fn helm(arguments: &[&str]) -> Result<Output> {
 }
 
 /// What the chart of the operator makes of these settings, or why it does not.
-fn template(namespace: &str, settings: &[&str]) -> Result<Result<String, String>> {
+pub fn template(namespace: &str, settings: &[&str]) -> Result<Result<String, String>> {
     let chart = ["template", "standfast", "charts/standfast", "--kube-version", "1.33.0", "--namespace", namespace];
     let settings: Vec<_> = settings.iter().flat_map(|setting| ["--set-json", setting]).collect();
     let output = helm(&[&chart[..], &settings].concat())?;

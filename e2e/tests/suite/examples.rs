@@ -55,15 +55,16 @@ async fn every_example_is_accepted() -> Result<()> {
     for file in &others {
         for document in documents(file)? {
             kinds.insert(document["kind"].as_str().unwrap_or_default().to_owned());
-            // Who asks must be the user who creates the object.
-            let user = document.pointer("/spec/requestedBy").and_then(Value::as_str).unwrap_or("admin");
+            // Who asks, or decides, must be the user who creates the object.
+            let by = ["/spec/requestedBy", "/spec/approver"].iter().find_map(|p| document.pointer(p)?.as_str());
+            let user = by.unwrap_or("admin");
             by_user.entry(user.into()).or_default().push(document);
         }
     }
     for (user, documents) in &by_user {
         assert_eq!(refused(user, documents).await?, None, "as {user}");
     }
-    for kind in ["TradingSystem", "TradingHalt", "TradingResume"] {
+    for kind in ["TradingSystem", "TradingHalt", "TradingResume", "Approval"] {
         assert!(kinds.contains(kind), "{kinds:?}");
     }
     Ok(())

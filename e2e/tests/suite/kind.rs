@@ -258,6 +258,11 @@ fn roles_separate_halting_from_resuming() {
     for role in ["view", "responder", "author"] {
         let answer = refused(&create_as(role, &resume(&user(role), "not-mine")));
         assert!(answer.contains("cannot create resource \"tradingresumes\""), "{role}: {answer}");
+        let approval = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "Approval", "metadata": {"name": "yes"},
+            "spec": {"subject": {"kind": "TradingResume", "name": "go", "uid": "0"}, "hash": "0".repeat(64),
+                "decision": "Approve", "approver": user(role)}});
+        let answer = refused(&create_as(role, &approval));
+        assert!(answer.contains("cannot create resource \"approvals\""), "{role}: {answer}");
     }
     // Roles of Kubernetes itself: whoever may edit everything in the namespace may not release either.
     site.kubectl(&["create", "serviceaccount", "editor"]);

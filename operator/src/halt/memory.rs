@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{
     decide::{ActiveWorkload, Known, LatchFact, Orders, Positions},
     jobs::JobReads,
+    proven::ProvenFor,
 };
 use crate::{calls::Item, workloads::Key};
 
@@ -36,6 +37,8 @@ pub struct Memory {
     pub job_reads: JobReads,
     /// When somebody last undid a part of the halt.
     pub contended: Option<Instant>,
+    /// For how long it was proven; none before this process's first look.
+    pub proven: Option<ProvenFor>,
     /// Workloads that were neither seen stopped nor stopped with an answer since they belong to the halt: that they run is
     /// nobody's doing, and their size is what to go back to.
     pub stopping: HashSet<Key>,
@@ -91,6 +94,7 @@ impl Memory {
             closing_since: None,
             job_reads: JobReads::new(Timestamp::now().as_nanosecond()),
             contended: None,
+            proven: None,
             stopping: HashSet::new(),
             unread: vec![],
         }

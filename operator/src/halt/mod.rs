@@ -16,6 +16,7 @@ pub mod latch;
 pub mod memory;
 mod observe;
 mod others;
+mod proven;
 pub mod record;
 pub mod release;
 pub mod selection;
@@ -308,11 +309,16 @@ impl HaltReconciler {
         let judgement = decide::judge(&halt.spec, &policy, &observed.facts);
         status.running_pods = observed.facts.pods.as_ref().ok().and_then(|p| i64::try_from(p.running).ok());
         record::apply(&mut status, &judgement, halt.metadata.generation, now, (observed.as_of, observed.life));
+        let proven = memory.proven.get_or_insert_with(|| proven::ProvenFor::stored(&status));
+        proven.note(proven.seen(&status), Instant::now(), policy.reverify_interval.get().max(SHORTEST));
+        status.proven_for = proven.shown();
         if old.times.halted_at.is_none() && status.times.halted_at.is_some() {
             self.metrics.proven(memory.started.elapsed());
         }
         let stored = current.status.clone().unwrap_or_default();
-        if record::differs(&stored, &status) || record::heartbeat_due(&stored, &status) {
+        let awaited = proven::awaited(&current, &stored, &resumes);
+        let awaited = proven::due(&stored, &status, awaited);
+        if record::differs(&stored, &status) || record::heartbeat_due(&stored, &status) || awaited {
             self.settle(self.write(&current, status).await)?;
         }
         for job in ended {

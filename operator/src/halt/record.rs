@@ -27,11 +27,12 @@ const HEARTBEAT: Duration = Duration::from_secs(60);
 /// The longest that a status write may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Whether `new` says anything that `old` does not, apart from the times of reads and the worth of positions.
+/// Whether `new` says anything that `old` does not, apart from the times of reads, the worth of positions and for how long
+/// it was proven.
 pub fn differs(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
     let plain = |status: &TradingHaltStatus| {
         let mut status = status.clone();
-        (status.last_verified_at, status.verified_until) = (None, None);
+        (status.last_verified_at, status.verified_until, status.proven_for) = (None, None, None);
         for venue in &mut status.venues {
             venue.read_at = None;
             venue.positions.iter_mut().for_each(|p| (p.market_value, p.unrealized_loss_percent) = (None, None));

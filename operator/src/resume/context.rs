@@ -11,6 +11,7 @@ use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 use standfast_crds::v1alpha1::{Check, CheckState, HttpRequest, TradingHalt};
 
 use super::{
+    approvals::Tally,
     plan::ResumePlan,
     restore::Names,
     watch::{Memory, Record},
@@ -51,6 +52,12 @@ pub(super) struct Context {
     /// The resume, as the owner of its Jobs.
     pub owner: OwnerReference,
     pub plan: ResumePlan,
+    /// SHA-256 of the plan: what people approve.
+    pub plan_hash: String,
+    /// When the resume was created.
+    pub born: Option<Timestamp>,
+    /// The approvals that were counted.
+    pub tally: Tally,
     /// Nothing may be begun.
     pub paused: bool,
     /// The workloads that were brought back.

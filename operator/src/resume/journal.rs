@@ -6,6 +6,7 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 use standfast_crds::v1alpha1::{LatchedWorkload, StepState, StepStatus, TradingResume, TradingResumeStatus};
 
 use super::{
+    approvals::Tally,
     context::DEADLINE,
     gates,
     plan::ResumePlan,
@@ -31,6 +32,8 @@ pub(super) struct ResumeJournal<'a> {
     pub restored: Names,
     /// What the steps find out of stages.
     pub record: Record,
+    /// The approvals that were counted.
+    pub tally: Tally,
     /// The spec that everything is decided on.
     generation: Option<i64>,
 }
@@ -42,7 +45,8 @@ impl<'a> ResumeJournal<'a> {
         let generation = object.metadata.generation;
         let restored = Names::new(object.status.as_ref().map_or(&[], |s| &s.restored));
         let record = Record::new(&object.status.clone().unwrap_or_default(), ResumePlan::read(&object).ok().as_ref());
-        Self { api: Api::namespaced(client, &namespace), term, what, object, restored, record, generation }
+        let (api, tally) = (Api::namespaced(client, &namespace), Tally::default());
+        Self { api, term, what, object, restored, record, tally, generation }
     }
 
     pub fn status(&self) -> TradingResumeStatus {
@@ -80,6 +84,7 @@ impl<'a> ResumeJournal<'a> {
         ending: Option<&Ending>,
     ) -> Result<(), JournalError> {
         status.restored = self.restored.list();
+        self.tally.show(&mut status);
         let fault = self.record.note(&mut status);
         // What only waits for time to pass is never in the midst of something.
         let running = status.steps.iter().any(|s| s.state == StepState::Running && !ramp::holds(&s.name));

@@ -2,7 +2,7 @@
 //!
 //! A TradingResume is looked at once when it appears: whether its halt can be released at all, and what will be done
 //! ([`plan`]). That is frozen in its status. Then its steps follow, in this order: the gates (the proof of the
-//! halt, guardrails, checks, position sync), the request for the release, which the halt's own controller carries out,
+//! halt, guardrails, approvals, cool-off, checks, position sync), the request for the release, which the halt's own controller carries out,
 //! the workloads, their readiness, the bot's own endpoint, the venues, and a last look. What a step does is in `steps`,
 //! `restore` and `venues`; what it decides is in [`gates`]; what the status says is in [`status`].
 //!
@@ -16,7 +16,9 @@
 //! while no operator runs leaves the system as far as the resume came.
 
 mod actions;
+mod approvals;
 mod context;
+mod cool_off;
 mod dry;
 pub mod gates;
 pub mod hold;
@@ -51,6 +53,7 @@ use standfast_crds::v1alpha1::{
     TradingSystem, shorten,
 };
 
+pub use approvals::rules as approval_rules;
 pub use plan::{ResumePlan, Subject, plan_percents, plan_workloads};
 pub use rehalt::{BASELINES_FROM, PARTLY_BACK, RESUME_UID};
 pub use restore::name as workload_name;
@@ -210,6 +213,9 @@ impl ResumeReconciler {
             uid: resume.uid().unwrap_or_default(),
             owner: resume.owner_ref(&()).unwrap_or_default(),
             plan,
+            plan_hash: resume.status.as_ref().and_then(|s| s.plan_hash.clone()).unwrap_or_default(),
+            born: resume.metadata.creation_timestamp.as_ref().map(|t| t.0),
+            tally: journal.tally.clone(),
             paused: resume.spec.paused,
             restored: journal.restored.clone(),
             record: journal.record.clone(),
@@ -243,6 +249,9 @@ impl ResumeReconciler {
             }
             // The halt may have suspended more of them up to its release.
             journal.note_suspended_jobs(&gates::to_restore(&halts, &cx.plan));
+        }
+        if let Some(why) = approvals::rejected(&cx, &status).await {
+            return self.finish(&mut journal, status, rejected(why)).await;
         }
         let procedure = steps::procedure(&cx);
         if cx.plan.spec.dry_run {
@@ -468,6 +477,10 @@ fn failed(message: String) -> Ending {
     Ending { phase: ResumePhase::Failed, message }
 }
 
+fn rejected(message: String) -> Ending {
+    Ending { phase: ResumePhase::Rejected, message }
+}
+
 /// Whether a step that failed is one of a stage, or comes after them, and the system is halted again for it.
 fn goes_wrong(plan: &ResumePlan, status: &TradingResumeStatus, step: &str) -> bool {
     let staged = !plan.policy.ramp.is_empty() || step == ramp::WATCH;
@@ -483,6 +496,7 @@ fn ending(status: &TradingResumeStatus, end: &End) -> Ending {
             let last = said.and_then(|s| s.message.clone());
             Ending { phase: ResumePhase::Completed, message: last.unwrap_or_default() }
         }
+        End::Failed(step) if approvals::rejection(status).is_some() => rejected(status::failure(status, step)),
         End::Failed(step) => failed(status::failure(status, step)),
         End::Indeterminate(step) => {
             Ending { phase: ResumePhase::Indeterminate, message: status::failure(status, step) }

@@ -22,6 +22,9 @@ pub struct ResumePlan {
     pub halt: Pinned,
     /// The system that trades again.
     pub system: Pinned,
+    /// What binds it: the system's policy and the resume's own.
+    #[serde(default)]
+    pub policy: ResumePolicy,
     /// The checks that must pass.
     pub checks: Vec<Check>,
     /// Names of those that only what the halt stopped can answer.
@@ -248,6 +251,7 @@ pub fn accept(
         },
         halt: Pinned::of(halt),
         system: Pinned::of(system),
+        policy,
         checks,
         answered_by_stopped: vec![],
         sync_positions: system.spec.sync_positions.clone(),

@@ -1,5 +1,8 @@
 //! Halts a system again whose resume was aborted or deleted after the release, or went wrong in a stage.
 
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, PostParams},
@@ -17,6 +20,8 @@ pub const BASELINES_FROM: &str = "standfast.dev/baselines-from";
 
 /// Present when the record of that halt counts even where a workload runs: the resume had brought back a part of it only.
 pub const PARTLY_BACK: &str = "standfast.dev/partly-back";
+/// How long the halt waits for the operator's own name. It is made without it, too.
+const WHO: Duration = Duration::from_secs(1);
 
 /// The longest name that a TradingHalt may have.
 const NAME_LIMIT: usize = 200;
@@ -78,9 +83,13 @@ pub(super) async fn ensure(client: &Client, resume: &TradingResume, of: &Subject
     let resource = ApiResource::erase::<TradingHalt>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    let by = own_name(client).await;
     for name in names(resume, why) {
         let what = format!("TradingHalt {namespace}/{name}");
-        let halt = halt(resume, of, &name, why);
+        let mut halt = halt(resume, of, &name, why);
+        if let Some(by) = &by {
+            halt.data["spec"]["requestedBy"] = by.as_str().into();
+        }
         match client::write(DEADLINE, format!("creating {what}"), api.create(&params, &halt)).await {
             Ok(_) => return Ok(name),
             Err(error) if error.is_already_exists() => {}
@@ -93,4 +102,13 @@ pub(super) async fn ensure(client: &Client, resume: &TradingResume, of: &Subject
         }
     }
     Err(format!("{} exist in {namespace} and are of other resumes", names(resume, why).join(" and ")))
+}
+
+/// The user that the API server knows this operator as. Recorded, so that a resume whose policy excludes whoever asked for
+/// the halt can be decided about: of a halt without it nobody knows who did.
+async fn own_name(client: &Client) -> Option<String> {
+    let api: Api<SelfSubjectReview> = Api::all(client.clone());
+    let (params, review) = (PostParams::default(), SelfSubjectReview::default());
+    let answer = client::write(WHO, "asking who this operator is", api.create(&params, &review)).await;
+    answer.ok()?.status?.user_info?.username
 }

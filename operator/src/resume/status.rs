@@ -3,7 +3,7 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus, set_condition, shorten};
 
-use super::{hold::Fault, ramp};
+use super::{approvals, hold::Fault, ramp};
 
 /// Names of the steps that the status speaks of.
 pub mod step {
@@ -11,6 +11,10 @@ pub mod step {
     pub const HALTED: &str = "halted";
     /// The admission policies are in place.
     pub const GUARDRAILS: &str = "guardrails";
+    /// Enough people agree.
+    pub const APPROVALS: &str = "approvals";
+    /// The halt was proven for long enough.
+    pub const COOL_OFF: &str = "cool-off";
     /// The checks pass.
     pub const CHECKS: &str = "checks";
     /// The bot's books agree with the venues.
@@ -50,7 +54,7 @@ pub mod conditions {
 /// How a resume ends, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
-    /// `Completed`, `Evaluated`, `ReHalted`, `Failed`, `Aborted` or `Indeterminate`.
+    /// `Completed`, `Evaluated`, `ReHalted`, `Failed`, `Rejected`, `Aborted` or `Indeterminate`.
     pub phase: ResumePhase,
     /// Why, in one line.
     pub message: String,
@@ -86,7 +90,13 @@ pub fn digest(
     status.phase = match ending {
         Some(ending) => ending.phase,
         None if paused => ResumePhase::Paused,
-        None if status.release_requested_at.is_none() => ResumePhase::Checking,
+        None if status.release_requested_at.is_none() => match name.as_deref() {
+            Some(step::APPROVALS) => ResumePhase::AwaitingApproval,
+            Some(step::COOL_OFF) => ResumePhase::CoolingOff,
+            // One was withdrawn.
+            Some(_) if approvals::lacking(status) => ResumePhase::AwaitingApproval,
+            Some(_) | None => ResumePhase::Checking,
+        },
         None if !is_released(status) => ResumePhase::Releasing,
         None => match status.stage.as_deref() {
             None => ResumePhase::Restoring,

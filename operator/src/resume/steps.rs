@@ -7,7 +7,9 @@ use standfast_crds::v1alpha1::{Action, StepStatus};
 
 use super::{
     actions,
+    approvals::{self, Approvals},
     context::{Context, DEADLINE, time_for},
+    cool_off::{self, CoolOff},
     gates::{self, Released},
     journal::now,
     limits,
@@ -72,6 +74,8 @@ fn gates(cx: &Arc<Context>) -> Procedure {
     vec![
         vec![Box::new(Halted(cx()))],
         vec![Box::new(Guardrails(cx()))],
+        vec![Box::new(Approvals(cx()))],
+        vec![Box::new(CoolOff(cx()))],
         vec![Box::new(Checks(cx()))],
         vec![Box::new(SyncPositions(cx()))],
         vec![Box::new(RequestRelease(cx()))],
@@ -219,7 +223,7 @@ struct RequestRelease(Arc<Context>);
 #[async_trait]
 impl Step for RequestRelease {
     fn definition(&self) -> Definition {
-        let look = time_for(self.0.plan.gates()) + DEADLINE + Duration::from_secs(20);
+        let look = time_for(self.0.plan.gates()) + DEADLINE + Duration::from_secs(20) + approvals::LOOK;
         Definition { look, interval: Duration::from_secs(5), ..gate(&self.0, step::REQUEST_RELEASE) }
     }
 
@@ -247,12 +251,23 @@ impl Step for RequestRelease {
         if let Some(why) = gates::unproven(&halts, &cx.plan, now()) {
             return Observation::InProgress(why);
         }
-        match gates::outgrown(&halts, &cx.plan) {
-            Some(why) => Observation::Failed(why),
-            // An operator that was away must not release what is no longer wanted.
-            None if now() >= cx.until => Observation::Failed("the deadline has passed".into()),
-            None => Observation::Done("every gate has passed".into()),
+        let cooled = cool_off::cooled(&halts, &cx.plan);
+        if !matches!(cooled, Observation::Done(_) | Observation::NotNeeded(_)) {
+            return cooled;
         }
+        if let Some(why) = gates::outgrown(&halts, &cx.plan) {
+            return Observation::Failed(why);
+        }
+        // People come last: what they withdraw up to now counts as withdrawn.
+        match approvals::ask(cx).await {
+            Observation::Done(_) | Observation::NotNeeded(_) => {}
+            otherwise => return otherwise,
+        }
+        // An operator that was away must not release what is no longer wanted.
+        if now() >= cx.until {
+            return Observation::Failed("the deadline has passed".into());
+        }
+        Observation::Done("every gate has passed".into())
     }
 
     async fn act(&self, _: &StepStatus) -> Acted {

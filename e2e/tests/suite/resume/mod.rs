@@ -1,5 +1,6 @@
 //! Resumes on a real API server, against the paper venue.
 
+mod approvals;
 mod called_off;
 mod halted_again;
 mod limits;
@@ -135,6 +136,8 @@ async fn s1_35_a_resume_brings_the_recorded_replicas_back_and_allows_trading_las
         [
             ("halted", done),
             ("guardrails", done),
+            ("approvals", skipped),
+            ("cool-off", skipped),
             ("checks", done),
             ("sync-positions", skipped),
             ("request-release", done),

@@ -12,11 +12,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{Client, client::Body};
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus};
+use standfast_crds::v1alpha1::{CountedApproval, Decision, ResumePhase, StepState, StepStatus, TradingResumeStatus};
 use tower::service_fn;
 
 use super::{REQUESTED, at, resume};
 use crate::{
+    approval::count::Count,
     engine::{Journal, JournalError, Term},
     resume::{journal::ResumeJournal, status::step},
 };
@@ -103,4 +104,26 @@ async fn what_was_brought_back_is_written_with_the_next_record() {
     journal.restored.add("CronJob nightly".into());
     journal.record(vec![entry(step::RESTORE_WORKLOADS, StepState::Running)]).await.unwrap();
     assert_eq!(written.lock().unwrap()[0]["status"]["restored"], json!(["CronJob nightly", "Deployment bot"]));
+}
+
+/// What was counted for the release stands in the write that asks for it, and is used up by it.
+#[tokio::test]
+async fn the_approvals_of_a_release_are_written_with_it() {
+    let (client, written) = api();
+    let lease = Lease(true);
+    let mut journal = ResumeJournal::new(client, &lease, resume(json!({})));
+    let approver = |name: &str| CountedApproval {
+        name: format!("yes-{name}"),
+        uid: format!("uid-{name}"),
+        approver: name.into(),
+        decision: Decision::Approve,
+        group: None,
+        at: MicroTime(at(REQUESTED)),
+    };
+    journal.tally.note(Count { counted: vec![approver("anna"), approver("bert")], needed: 2, ..Count::default() });
+    journal.record(vec![entry(step::REQUEST_RELEASE, StepState::Succeeded)]).await.unwrap();
+    let written = written.lock().unwrap()[0]["status"].clone();
+    assert!(!written["releaseRequestedAt"].is_null());
+    let used = written["approvals"].as_array().unwrap().iter().map(|a| a["uid"].clone()).collect::<Vec<_>>();
+    assert_eq!((used, &written["approved"]), (vec![json!("uid-anna"), json!("uid-bert")], &json!("2/2")));
 }

@@ -1,3 +1,4 @@
+mod approvals;
 mod gates;
 mod hold;
 mod journal;

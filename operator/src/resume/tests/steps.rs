@@ -34,6 +34,7 @@ use crate::{
         guard::{Guard, GuardConfig},
     },
     resume::{
+        approvals::Tally,
         context::{Context, Outside},
         ramp,
         restore::Names,
@@ -119,6 +120,9 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
         uid: "uid-go".into(),
         owner: Default::default(),
         plan: plan(),
+        plan_hash: "a".repeat(64),
+        born: Some(at(BORN)),
+        tally: Tally::default(),
         paused: false,
         restored: Names::default(),
         record: Record::default(),

@@ -1,0 +1,115 @@
+//! What the status of an Approval says: no clock, no calls.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use standfast_crds::v1alpha1::{
+    Approval, ApprovalPhase, ApprovalStatus, Decision, ResumePhase, SubjectKind, TradingHalt, TradingResume,
+    set_condition,
+};
+
+use super::count::{Subject, Unfit, ineligible, unfit};
+use crate::resume::{ResumePlan, approval_rules};
+
+/// The condition of an Approval.
+const READY: &str = "Ready";
+
+/// The status of an approval. `resume` is the TradingResume that has the name of its subject, `halts` are those of the
+/// namespace, `since` is when names became true.
+pub fn standing(
+    approval: &Approval,
+    resume: Option<&TradingResume>,
+    halts: &[TradingHalt],
+    since: Result<Timestamp, &str>,
+    now: Timestamp,
+) -> ApprovalStatus {
+    let (phase, message) = judge(approval, resume, halts, since, now);
+    let mut status = approval.status.clone().unwrap_or_default();
+    status.phase = phase;
+    status.observed_generation = approval.metadata.generation;
+    let (ready, reason) = match phase {
+        ApprovalPhase::Pending => ("Unknown", "Pending"),
+        ApprovalPhase::Valid => ("True", "Valid"),
+        ApprovalPhase::Used => ("True", "Used"),
+        ApprovalPhase::Expired => ("False", "Expired"),
+        ApprovalPhase::Void => ("False", "Void"),
+    };
+    set_condition(&mut status.conditions, now, approval.metadata.generation, (READY, ready, reason), message);
+    status
+}
+
+fn judge(
+    approval: &Approval,
+    resume: Option<&TradingResume>,
+    halts: &[TradingHalt],
+    since: Result<Timestamp, &str>,
+    now: Timestamp,
+) -> (ApprovalPhase, String) {
+    let (namespace, name) = (approval.namespace().unwrap_or_default(), &approval.spec.subject.name);
+    let void = |why: String| (ApprovalPhase::Void, why);
+    let old = approval.status.as_ref();
+    // Whoever used it may be gone since.
+    if let Some(old) = old.filter(|s| s.phase == ApprovalPhase::Used) {
+        let said = old.conditions.iter().find(|c| c.type_ == READY).map(|c| c.message.clone());
+        return (ApprovalPhase::Used, said.unwrap_or_default());
+    }
+    if approval.spec.subject.kind == SubjectKind::TradingHalt {
+        return void("nothing asks for approvals of a TradingHalt".into());
+    }
+    let Some(resume) = resume else {
+        return void(format!("there is no TradingResume {name} in namespace {namespace}"));
+    };
+    let status = resume.status.clone().unwrap_or_default();
+    let subject = Subject {
+        kind: SubjectKind::TradingResume,
+        name: resume.name_any(),
+        uid: resume.uid().unwrap_or_default(),
+        // Not known yet: then nothing is said of it.
+        hash: status.plan_hash.clone().unwrap_or_else(|| approval.spec.hash.clone()),
+    };
+    let counted = status.approvals.iter().any(|c| Some(&c.uid) == approval.metadata.uid.as_ref());
+    let used = status.release_requested_at.is_some() || status.phase == ResumePhase::Rejected;
+    if counted && used {
+        let what = match approval.spec.decision {
+            Decision::Approve => "released its halt with it",
+            Decision::Reject => "ended with it",
+        };
+        return (ApprovalPhase::Used, format!("TradingResume {name} {what}"));
+    }
+    let since = match since {
+        Ok(since) => since,
+        Err(why) => return (ApprovalPhase::Pending, format!("no approval counts while {why}")),
+    };
+    match unfit(approval, &subject, since, now) {
+        Some(Unfit::Void(why)) => return void(why),
+        Some(Unfit::Expired(why)) => return (ApprovalPhase::Expired, why),
+        None => {}
+    }
+    if status.finished_at.is_some() {
+        return void(format!("TradingResume {name} has ended without it"));
+    }
+    if status.release_requested_at.is_some() {
+        return void(format!("TradingResume {name} has asked for the release without it"));
+    }
+    if status.plan_hash.is_none() {
+        return (ApprovalPhase::Pending, format!("TradingResume {name} has no plan yet"));
+    }
+    let plan = match ResumePlan::read(resume) {
+        Ok(plan) => plan,
+        Err(why) => return (ApprovalPhase::Pending, why),
+    };
+    let halt = halts.iter().find(|h| h.metadata.uid.as_ref() == Some(&plan.halt.uid));
+    let born = resume.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    let rules = match approval_rules(&plan, halt, born, since) {
+        Ok(rules) => rules,
+        Err(why) => return void(why),
+    };
+    match ineligible(approval, &rules) {
+        Some(why) => void(why),
+        None if counted => (ApprovalPhase::Valid, format!("TradingResume {name} counts it")),
+        None => (ApprovalPhase::Valid, format!("TradingResume {name} may count it")),
+    }
+}
+
+#[cfg(test)]
+#[path = "standing_tests.rs"]
+mod tests;
