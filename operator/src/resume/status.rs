@@ -142,15 +142,5 @@ pub fn failure(status: &TradingResumeStatus, name: &str) -> String {
 
 /// The phase's name.
 pub const fn phase_name(phase: ResumePhase) -> &'static str {
-    match phase {
-        ResumePhase::Pending => "Pending",
-        ResumePhase::Checking => "Checking",
-        ResumePhase::Releasing => "Releasing",
-        ResumePhase::Restoring => "Restoring",
-        ResumePhase::Completed => "Completed",
-        ResumePhase::Failed => "Failed",
-        ResumePhase::Aborted => "Aborted",
-        ResumePhase::Paused => "Paused",
-        ResumePhase::Indeterminate => "Indeterminate",
-    }
+    phase.as_str()
 }
