@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod charts;
+mod cli;
 mod examples;
 mod guardrails;
 mod halt;
