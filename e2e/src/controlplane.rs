@@ -21,7 +21,7 @@ use kube::{
     discovery,
 };
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use standfast_crds::v1alpha1::{TradingHalt, TradingResume, TradingSystem};
+use standfast_crds::v1alpha1::{Approval, TradingHalt, TradingResume, TradingSystem};
 use tokio::io::AsyncWriteExt;
 
 use crate::folders;
@@ -352,7 +352,7 @@ fn certificates(folder: &Path, port: u16) -> Result<()> {
 pub async fn install(client: &Client) -> Result<()> {
     let params = PatchParams::apply("e2e").force();
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for crd in [TradingSystem::crd(), TradingHalt::crd(), TradingResume::crd()] {
+    for crd in [TradingSystem::crd(), TradingHalt::crd(), TradingResume::crd(), Approval::crd()] {
         let name = crd.metadata.name.clone().unwrap_or_default();
         crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
         let until = Instant::now() + PATIENCE;

@@ -26,7 +26,7 @@ use crate::{
 
 /// How often a halt is looked at.
 const PACE: Duration = Duration::from_millis(250);
-/// How long finding out who asks may hold up a halt.
+/// How long finding out who asks, or whether there is such a system, may hold up a halt.
 const WHO: Duration = Duration::from_secs(2);
 /// How long the create is tried when the API server does not answer.
 const INSISTENCE: Duration = Duration::from_secs(60);
@@ -185,7 +185,10 @@ fn made_before<'a>(
 /// time: a name that is mistyped halts nothing.
 async fn pursue(context: &Context, args: &args::Halt, system: &str, spec: &Value) -> Pursued {
     let cluster = &context.cluster;
-    let (made, found) = futures::join!(create(context, args, system, spec), cluster.get::<TradingSystem>(system));
+    // Its system is only looked at: that must not hold anything up.
+    let found = tokio::time::timeout(WHO, cluster.get::<TradingSystem>(system));
+    let (made, found) = futures::join!(create(context, args, system, spec), found);
+    let found = found.unwrap_or_else(|_| Err(Failure::new("no answer")));
     let mut pursued = Pursued {
         system: system.into(),
         halt: Err(Failure::new("")),

@@ -14,6 +14,7 @@ use crate::{
     text::{Line, Style},
     view::{
         halt::HaltView,
+        manual,
         resume::ResumeView,
         system::{self, SystemView},
     },
@@ -24,6 +25,7 @@ const PACE: Duration = Duration::from_secs(1);
 
 /// The systems of a namespace, or one of them.
 struct Scene {
+    systems: Vec<TradingSystem>,
     views: Vec<SystemView>,
     halts: Vec<TradingHalt>,
     odd: Vec<String>,
@@ -53,7 +55,7 @@ impl Scene {
                 Failure::new(message).hint("another namespace is chosen with -n, another cluster with --context")
             );
         }
-        Ok(Self { views, halts: halts.items, odd })
+        Ok(Self { systems: systems.items, views, halts: halts.items, odd })
     }
 
     fn json(&self, context: &Context) -> Value {
@@ -63,7 +65,14 @@ impl Scene {
     fn lines(&self, context: &Context) -> Vec<Line> {
         let mut lines = match self.views.as_slice() {
             [] => vec![Line::of(format!("There is no TradingSystem in namespace {}.", context.cluster.namespace))],
-            [one] => system::lines(one, &self.halts, now()),
+            [one] => {
+                let mut lines = system::lines(one, &self.halts, now());
+                if let Some(deaf) = one.deaf(now()) {
+                    let system = self.systems.iter().find(|s| s.name_any() == one.name);
+                    lines.extend(manual::lines(system, deaf, &context.cluster.say));
+                }
+                lines
+            }
             several => {
                 let mut lines = system::overview(several, now());
                 lines

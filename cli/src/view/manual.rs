@@ -38,7 +38,7 @@ pub fn lines(system: Option<&TradingSystem>, halt: &str, say: &Say) -> Vec<Line>
     lines.push(Line::of("  ").and(Style::Bold, "kubectl -n standfast-system get pods,leases,events"));
     let name = system.name_any();
     lines.push(Line::of(format!(
-        "The TradingHalt stays: an operator that comes back carries it out. Nothing keeps {name} stopped before."
+        "The TradingHalt stays: an operator that comes back carries it out. Until then nothing keeps {name} stopped."
     )));
     lines
 }

@@ -100,8 +100,7 @@ pub fn ended(resume: &TradingResume) -> bool {
 
 /// What must be approved, as it stands in the frozen plan.
 pub fn requirements(plan: Option<&Value>) -> Vec<ApprovalRequirement> {
-    let places = ["/policy/approvals", "/approvals", "/spec/policy/approvals"];
-    let found = plan.and_then(|plan| places.iter().find_map(|at| plan.pointer(at)));
+    let found = plan.and_then(|plan| plan.pointer("/policy/approvals"));
     found.and_then(|list| serde_json::from_value(list.clone()).ok()).unwrap_or_default()
 }
 

@@ -10,11 +10,12 @@ use standfast_crds::v1alpha1::{
 use super::{
     halt::{self, HaltView},
     known,
+    manual::OPERATOR_PATIENCE,
     resume::ResumeView,
 };
 use crate::{
     cluster::Say,
-    text::{Line, Style, age, clock, count, row, table},
+    text::{Line, Style, age, between, clock, count, row, table},
 };
 
 /// How a system stands.
@@ -136,12 +137,18 @@ impl SystemView {
         view
     }
 
+    /// The halt that no operator has reacted to in time, where no other one holds.
+    pub fn deaf(&self, now: Timestamp) -> Option<&str> {
+        let late = |h: &&HaltView| !h.seen && h.requested_at.is_some_and(|at| between(at, now) >= OPERATOR_PATIENCE);
+        self.halts.iter().find(late).filter(|_| self.state == State::Requested).map(|h| h.name.as_str())
+    }
+
     fn what_next(&self, say: &Say) -> Vec<String> {
         let name = &self.name;
         let mut next: Vec<String> = self.resume.iter().flat_map(|r| r.next(say)).collect();
         match self.state {
             State::Requested => {
-                next.push("stop trading by hand: no operator has reacted".into());
+                next.push("stop trading by hand: nothing is latched".into());
                 next.push("see why none runs: kubectl -n standfast-system get pods,leases,events".into());
             }
             State::Halting => next.push(format!("wait: {}", say.standfast(&format!("watch {name}")))),
@@ -356,6 +363,14 @@ demo    TRADING  -    -       -          1/2     yes\n"
         edited.metadata.generation = Some(2);
         assert_eq!(prepared(&edited), None);
         assert_eq!(prepared(&system(Value::Null)), None);
+    }
+
+    #[test]
+    fn only_a_halt_that_waits_for_too_long_calls_for_hands() {
+        let unseen = || halt("stale", json!({}));
+        assert_eq!(view(&[unseen()], &[], 4).deaf(at(4)), None);
+        assert_eq!(view(&[unseen()], &[], 5).deaf(at(5)), Some("stale"));
+        assert_eq!(view(&[unseen(), halt("other", proven())], &[], 5).deaf(at(5)), None, "another one holds");
     }
 
     #[test]

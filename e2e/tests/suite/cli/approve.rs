@@ -24,8 +24,10 @@ async fn waiting(name: &str) -> Result<(World, Value)> {
     Ok((world, status))
 }
 
+/// The Approvals that there are. A kind that was installed a moment ago cannot be listed yet.
 async fn approvals(world: &World) -> Result<Vec<Approval>> {
-    Ok(world.api::<Approval>().list(&ListParams::default()).await?.items)
+    let list = async || Ok(Some(world.api::<Approval>().list(&ListParams::default()).await?.items));
+    world.until("approvals can be listed", list).await
 }
 
 /// S0-29, S1-36: the Approval carries the hash of what was shown, the user's own name, and of their groups only those

@@ -30,7 +30,7 @@ async fn without_an_operator_the_commands_to_stop_by_hand_are_told_after_five_se
     let early = world.run_standfast(&["halt", "system", "--reason", "test", "--timeout", "2s"]).await?;
     assert!(!early.out.contains("NOTHING IS LATCHED:"), "an operator may still react");
     let status = world.run_standfast(&["status", "system"]).await?;
-    assert!(status.out.contains("HALT REQUESTED, NOTHING LATCHED"));
+    assert!(status.out.contains("HALT REQUESTED, NOTHING LATCHED") && status.out.contains("--replicas=0"));
     Ok(())
 }
 

@@ -17,12 +17,13 @@ struct Terminal {
 impl Terminal {
     /// Runs a command line in it; it stays when the command has ended.
     async fn run(world: &World, command: &str) -> Result<Self> {
-        let terminal = Self { socket: format!("standfast-{}", world.namespace) };
+        let verb = command.split(' ').next().unwrap_or_default();
+        let terminal = Self { socket: format!("standfast-{}-{verb}", world.namespace) };
         let program = program("kubectl-standfast")?;
         let folder = program.parent().context("no folder")?.display().to_string();
         let kubeconfig = world.kubeconfig().display().to_string();
         let shell = format!(
-            "export KUBECONFIG={kubeconfig} PATH={folder}:$PATH PS1='$ '; kubectl-standfast {command} -n {}; echo \"exit code $?\"; sleep 600",
+            "export KUBECONFIG={kubeconfig} PATH={folder}:$PATH ; trap : INT; kubectl-standfast {command} -n {}; echo \"exit code $?\"; sleep 600",
             world.namespace
         );
         let output = terminal
@@ -52,12 +53,16 @@ impl Terminal {
 
     /// Waits until this is on the screen, and gives the screen.
     async fn until(&self, world: &World, part: &str) -> Result<String> {
-        let shown = world.until(&format!("{part:?} is on the screen"), async || {
+        let what = format!("{part:?} is on the screen");
+        let shown = world.until(&what, async || {
             let text = self.text().await?;
             Ok(text.contains(part).then_some(text))
         });
         match shown.await {
-            Ok(text) => Ok(text),
+            Ok(text) => {
+                eprintln!("{}", text.trim_end());
+                Ok(text)
+            }
             Err(error) => Err(error.context(self.text().await?)),
         }
     }
@@ -83,6 +88,10 @@ async fn a_halt_is_followed_live_in_one_place() -> Result<()> {
     assert_eq!(after.matches("prices are stale").count(), 1, "{after}");
     assert_eq!(after.matches("orders 0 open").count(), 1, "{after}");
     assert!(terminal.screen().await?.contains("\x1b[1m\x1b[32mHALTED"), "colours on a terminal");
+    let terminal = Terminal::run(&world, "resume system").await?;
+    let after = terminal.until(&world, "exit code 0").await?;
+    assert_eq!((after.matches("Completed").count(), after.matches("request-release").count()), (1, 1), "{after}");
+    assert!(!after.contains("waits"), "{after}");
     Ok(())
 }
 
