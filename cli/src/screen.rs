@@ -7,7 +7,11 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{args::Format, failure::Failure, text::Line};
+use crate::{
+    args::Format,
+    failure::Failure,
+    text::{Line, Style},
+};
 
 /// Where something is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +47,6 @@ impl Stream {
 
 /// Prints a failure.
 pub fn fail(failure: &Failure) {
-    use crate::text::Style;
     let mut lines = vec![Line::new().and(Style::Bad, "error: ").and(Style::Plain, &failure.message)];
     lines.extend(failure.hint.as_ref().map(|hint| Line::of(format!("  {hint}"))));
     Stream::Err.print(&lines);

@@ -189,25 +189,14 @@ async fn pursue(context: &Context, args: &args::Halt, system: &str, spec: &Value
     let found = tokio::time::timeout(WHO, cluster.get::<TradingSystem>(system));
     let (made, found) = futures::join!(create(context, args, system, spec), found);
     let found = found.unwrap_or_else(|_| Err(Failure::new("no answer")));
-    let mut pursued = Pursued {
-        system: system.into(),
-        halt: Err(Failure::new("")),
-        created: false,
-        found: None,
-        since: Instant::now(),
-        unverified_since: None,
-        trouble: None,
-        outcome: None,
-    };
-    match made {
+    let (halt, created) = match made {
         Ok((halt, created)) if matches!(found, Ok(None)) => {
-            pursued.halt = Err(nothing_to_halt(context, system, &halt, created).await);
+            (Err(nothing_to_halt(context, system, &halt, created).await), false)
         }
-        Ok((halt, created)) => (pursued.halt, pursued.created) = (Ok(halt), created),
-        Err(failure) => pursued.halt = Err(failure),
-    }
-    pursued.found = found.ok().flatten();
-    pursued
+        Ok((halt, created)) => (Ok(halt), created),
+        Err(failure) => (Err(failure), false),
+    };
+    Pursued { created, found: found.ok().flatten(), ..Pursued::new(system, halt) }
 }
 
 async fn nothing_to_halt(context: &Context, system: &str, halt: &TradingHalt, created: bool) -> Failure {
@@ -259,8 +248,14 @@ async fn create(
             },
             Err(failure) => failure,
         };
-        if !failure.passing || Instant::now() > until {
+        if !failure.passing {
             return Err(failure);
+        }
+        if Instant::now() > until {
+            return Err(failure.hint(format!(
+                "whether TradingHalt {wanted} was created is not known: cancel the orders at the venues by hand, and run \
+                 the same command again as soon as the API server answers; it makes no second halt"
+            )));
         }
         let text =
             format!("{}: trying again; the name {wanted} makes sure that there is no second halt", failure.message);
@@ -278,6 +273,19 @@ fn name_is_taken(halt: &TradingHalt, spec: &Value) -> Failure {
 }
 
 impl Pursued {
+    fn new(system: &str, halt: Result<TradingHalt, Failure>) -> Self {
+        Self {
+            system: system.into(),
+            halt,
+            created: false,
+            found: None,
+            since: Instant::now(),
+            unverified_since: None,
+            trouble: None,
+            outcome: None,
+        }
+    }
+
     fn announce(&self, namespace: &str, by: &str, begun: Instant) -> Option<Line> {
         let name = self.halt.as_ref().ok()?.name_any();
         Some(if self.created {
@@ -323,7 +331,8 @@ impl Pursued {
         self.outcome = self.outcome.or(match view.phase.as_str() {
             _ if self.trouble.is_none() && view.proven => Some(Outcome::Halted),
             "Released" => Some(Outcome::Failed),
-            _ if lasting || (last && view.held) => Some(Outcome::Unverified),
+            // What could not be read may hold.
+            _ if lasting || (last && (view.held || self.trouble.is_some())) => Some(Outcome::Unverified),
             _ if last => Some(Outcome::Failed),
             _ => None,
         });
@@ -408,9 +417,7 @@ fn report(context: &Context, pursued: &[Pursued]) -> Result<(), Failure> {
                         Style::Bad,
                         format!("NOT PROVEN; what happened: {}", say.standfast(&format!("explain {name}"))),
                     ),
-                    Outcome::Failed => {
-                        Line::new().and(Style::Bad, format!("NOT HALTED: TradingHalt {name} holds nothing"))
-                    }
+                    Outcome::Failed => Line::new().and(Style::Bad, format!("NOT HALTED by TradingHalt {name}")),
                 })
             })
             .collect()
@@ -419,6 +426,8 @@ fn report(context: &Context, pursued: &[Pursued]) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
     use crate::view::testing::{halt, proven, resume};
 
@@ -462,6 +471,38 @@ mod tests {
             *spec.pointer_mut(at).unwrap() = other.into();
             assert!(!same(&there, &spec), "{at}");
         }
+    }
+
+    #[test]
+    fn an_outcome_says_no_more_than_was_read() {
+        let fencing = || json!({"phase": "Fencing", "latch": {"held": true, "configMap": "x"}});
+        let until = |at: Timestamp| {
+            let mut status = proven();
+            status["verifiedUntil"] = json!(format!("{at:.6}"));
+            status
+        };
+        let fresh = || until(now() + Duration::from_secs(60));
+        for (status, trouble, last, expected) in [
+            (json!({}), None, false, None),
+            (json!({}), None, true, Some(Outcome::Failed)),
+            (json!({}), Some("no answer"), true, Some(Outcome::Unverified)),
+            (fencing(), None, false, None),
+            (fencing(), None, true, Some(Outcome::Unverified)),
+            (fresh(), None, false, Some(Outcome::Halted)),
+            (fresh(), Some("no answer"), false, None),
+            (until(Timestamp::UNIX_EPOCH), None, false, None),
+            (json!({"phase": "Unverified", "latch": {"held": true, "configMap": "x"}}), None, false, None),
+            (json!({"phase": "Released"}), None, false, Some(Outcome::Failed)),
+        ] {
+            let mut pursued = Pursued::new("demo", Ok(halt("stale", status.clone())));
+            pursued.trouble = trouble.map(str::to_owned);
+            pursued.judge(last);
+            assert_eq!(pursued.outcome, expected, "{status} {trouble:?} {last}");
+        }
+        let mut lasting = Pursued::new("demo", Ok(halt("stale", json!({"phase": "Unverified"}))));
+        lasting.unverified_since = Instant::now().checked_sub(UNVERIFIED_FOR);
+        lasting.judge(false);
+        assert_eq!(lasting.outcome, Some(Outcome::Unverified));
     }
 
     #[test]
