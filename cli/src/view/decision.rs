@@ -181,9 +181,9 @@ mod tests {
         resume(status)
     }
 
-    /// S0-29: bound to what was shown, by the one who looked at it, for the groups that are asked for.
+    /// Bound to what was shown, by the one who looked at it, for the groups that are asked for.
     #[test]
-    fn s0_29_an_approval_carries_the_hash_of_what_was_shown_and_only_the_groups_that_are_asked_for() {
+    fn an_approval_carries_the_hash_of_what_was_shown_and_only_the_groups_that_are_asked_for() {
         let shown = of_resume(&waiting(&json!({}))).unwrap();
         let (name, spec) = shown.approval(Decision::Approve, &me(), false, Some("looks right"), Some(at(60))).unwrap();
         assert!(name.starts_with("stale-resume-approve-"), "{name}");

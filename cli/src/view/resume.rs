@@ -287,7 +287,6 @@ mod tests {
                 {"name": "approvals", "state": "Pending", "message": "1/3"}, {"name": "checks", "state": "Pending"}]})
     }
 
-    /// S0-29
     #[test]
     fn it_says_who_must_still_approve_and_with_what_command() {
         let text = plain(&lines(&resume(awaiting()), &say(), at(10)));

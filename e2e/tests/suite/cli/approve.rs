@@ -30,10 +30,10 @@ async fn approvals(world: &World) -> Result<Vec<Approval>> {
     world.until("approvals can be listed", list).await
 }
 
-/// S0-29, S1-36: the Approval carries the hash of what was shown, the user's own name, and of their groups only those
+/// The Approval carries the hash of what was shown, the user's own name, and of their groups only those
 /// that are asked for.
 #[tokio::test]
-async fn s0_29_what_was_shown_is_approved_by_who_looked_at_it() -> Result<()> {
+async fn what_was_shown_is_approved_by_who_looked_at_it() -> Result<()> {
     let (world, status) = waiting("cli-approve").await?;
     let approve = [
         "approve",

@@ -123,7 +123,7 @@ async fn several_halts_hold_and_each_is_named_to_be_released() -> Result<()> {
     Ok(())
 }
 
-/// S0-63: what would be asked for is shown, and nothing is created.
+/// What would be asked for is shown, and nothing is created.
 #[tokio::test]
 async fn a_dry_run_creates_nothing() -> Result<()> {
     let world = trading("cli-dry").await?;

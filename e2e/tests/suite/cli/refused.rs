@@ -55,7 +55,7 @@ async fn an_unknown_system_is_told_the_names_there_are() -> Result<()> {
     Ok(())
 }
 
-/// S1-36: who may not, is told which role may. Who may halt may not resume.
+/// Who may not, is told which role may. Who may halt may not resume.
 #[tokio::test]
 async fn a_user_without_the_right_is_told_the_role() -> Result<()> {
     let world = trading("cli-forbidden").await?;
