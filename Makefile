@@ -118,6 +118,17 @@ bench: ## Measure, and print the table of docs/benchmarks.md (smaller: ARGS="--r
 	@$(cluster) with bench $(addprefix --load ,$(images)) -- bash -c \
 	  'cargo run -q --release --locked -p standfast-e2e --bin bench -- --pods "$$KUBECONFIG_E2E" $(ARGS)'
 
+# Where `make install-cli` puts the program.
+BINDIR ?= $(HOME)/.local/bin
+
+.PHONY: cli install-cli
+cli: ## Build the command line, target/release/kubectl-standfast
+	@$(tools) apt build
+	cargo build --release --locked -p standfast-cli
+
+install-cli: cli ## Install it for `kubectl standfast` (BINDIR=…, by default ~/.local/bin)
+	install -D -m 755 target/release/kubectl-standfast "$(BINDIR)/kubectl-standfast"
+
 .PHONY: images
 # Release builds, as users get them, except for the tests: those take the debug build that
 # they have compiled anyway. A second build of everything would double the time of CI, and

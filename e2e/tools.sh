@@ -193,7 +193,7 @@ apt_packages() { # GROUP
   case $1 in
     build) echo gcc libc6-dev make pkg-config git ca-certificates ;;
     lint) echo shellcheck ;;
-    tests) echo postgresql python3-venv ;;
+    tests) echo postgresql python3-venv tmux ;;
     images) echo buildah mmdebstrap ;;
     cluster)
       echo debian-archive-keyring iproute2 jq mmdebstrap procps python3-minimal socat util-linux

@@ -6,5 +6,8 @@
 // One attribute a rule: the derive reads them all.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod evidence;
 pub mod guardrails;
+pub mod hash;
+pub mod held;
 pub mod v1alpha1;

@@ -22,7 +22,7 @@ impl Process {
     /// the whole cluster), with the Lease `lease` in the namespace `default`. It may call loopback. What it says is
     /// appended to `log`.
     pub fn start(kubeconfig: &Path, namespaces: &str, lease: &str, log: &Path) -> Result<Self> {
-        let program = program()?;
+        let program = program("standfast")?;
         let listen = format!("127.0.0.1:{}", free_port()?);
         let said = OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = Command::new("setpriv");
@@ -75,13 +75,13 @@ impl Drop for Process {
     }
 }
 
-/// The operator of the same build: tests lie in a folder of their own beside it.
-fn program() -> Result<PathBuf> {
+/// A program of the same build: tests lie in a folder of their own beside it.
+pub fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let beside = own.with_file_name("standfast");
-    let above = own.parent().and_then(Path::parent).map(|p| p.join("standfast"));
+    let beside = own.with_file_name(name);
+    let above = own.parent().and_then(Path::parent).map(|p| p.join(name));
     let found = [Some(beside), above].into_iter().flatten().find(|p| p.exists());
-    let found = found.context("the operator is not built: `make test` and `make bench` build it")?;
+    let found = found.with_context(|| format!("{name} is not built: `make test` and `make bench` build it"))?;
     ensure!(found.is_file(), "{} is no program", found.display());
     Ok(found)
 }

@@ -2,6 +2,7 @@
 //! be cut off at any moment.
 
 use std::{
+    process::Stdio,
     sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
 };
@@ -36,7 +37,7 @@ use standfast_operator::{
     },
 };
 
-use crate::{controlplane::ControlPlane, node::Node, venue::PaperVenue};
+use crate::{controlplane::ControlPlane, node::Node, process::program, venue::PaperVenue};
 
 /// The longest that a test waits for anything. Machines are slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -141,6 +142,35 @@ impl World {
     /// Runs `kubectl` in the namespace with `input` as its standard input. Tells whether it succeeded, and what it said.
     pub async fn kubectl(&self, args: &[&str], input: &str) -> Result<(bool, String)> {
         self.plane.run_kubectl(&[&["--namespace", &self.namespace], args].concat(), input).await
+    }
+
+    /// The kubeconfig of its administrator.
+    pub fn kubeconfig(&self) -> std::path::PathBuf {
+        self.plane.kubeconfig()
+    }
+
+    /// A `kubectl` for its administrator.
+    pub fn kubectl_command(&self) -> std::process::Command {
+        self.plane.kubectl()
+    }
+
+    /// The command line in the namespace, as its administrator.
+    pub fn standfast(&self, args: &[&str]) -> Result<tokio::process::Command> {
+        let mut command = tokio::process::Command::new(program("kubectl-standfast")?);
+        command.args(args).args(["--namespace", &self.namespace]);
+        command.env("KUBECONFIG", self.plane.kubeconfig()).stdin(Stdio::null()).kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Runs it to its end.
+    pub async fn run_standfast(&self, args: &[&str]) -> Result<Said> {
+        let output = tokio::time::timeout(PATIENCE, self.standfast(args)?.output()).await;
+        let output = output.with_context(|| format!("kubectl-standfast {args:?} does not end"))??;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) };
+        // Shown when the test fails.
+        eprintln!("$ kubectl standfast {}\n{}{}[{:?}]", args.join(" "), said.out, said.err, said.code);
+        Ok(said)
     }
 
     /// A bot with pods that run.
@@ -451,6 +481,24 @@ pub fn connector() -> Result<Connector> {
 /// The real way out, open for loopback.
 pub fn http_transport() -> Result<Arc<dyn Transport>> {
     Ok(Arc::new(HttpTransport::new(connector()?, 256)))
+}
+
+/// What a program said.
+#[derive(Debug)]
+pub struct Said {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub out: String,
+    /// Its standard error.
+    pub err: String,
+}
+
+impl Said {
+    /// Its output, read as JSON.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.out).with_context(|| format!("no JSON: {self:?}"))
+    }
 }
 
 /// An operator in this process. Dropped, it is cut off in the middle of whatever it does.

@@ -12,7 +12,6 @@ pub mod engine;
 pub mod events;
 pub mod guardrails;
 pub mod halt;
-pub mod held;
 pub mod jobs;
 pub mod leader;
 pub mod metrics;
@@ -22,3 +21,5 @@ pub mod scale;
 pub mod system;
 pub mod telemetry;
 pub mod workloads;
+
+pub use standfast_crds::held;

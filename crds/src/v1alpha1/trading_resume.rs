@@ -143,6 +143,45 @@ pub enum ResumePhase {
     Indeterminate,
 }
 
+impl ResumePhase {
+    /// The phase's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Checking => "Checking",
+            Self::AwaitingApproval => "AwaitingApproval",
+            Self::CoolingOff => "CoolingOff",
+            Self::Reconciling => "Reconciling",
+            Self::Releasing => "Releasing",
+            Self::Restoring => "Restoring",
+            Self::Ramping => "Ramping",
+            Self::Watching => "Watching",
+            Self::Completed => "Completed",
+            Self::Evaluated => "Evaluated",
+            Self::Rejected => "Rejected",
+            Self::ReHalted => "ReHalted",
+            Self::Failed => "Failed",
+            Self::Aborted => "Aborted",
+            Self::Paused => "Paused",
+            Self::Indeterminate => "Indeterminate",
+        }
+    }
+
+    /// Whether a resume of this phase will not go on by itself.
+    pub const fn is_over(self) -> bool {
+        matches!(
+            self,
+            Self::Completed
+                | Self::Evaluated
+                | Self::Rejected
+                | Self::ReHalted
+                | Self::Failed
+                | Self::Aborted
+                | Self::Indeterminate
+        )
+    }
+}
+
 /// What is known of a resume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

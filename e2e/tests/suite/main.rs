@@ -5,6 +5,7 @@
 
 mod charts;
 mod checks;
+mod cli;
 mod examples;
 mod guardrails;
 mod halt;

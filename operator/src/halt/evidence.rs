@@ -3,19 +3,11 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+pub use standfast_crds::evidence::{hash, verify};
 use standfast_crds::v1alpha1::{Evidence, EvidenceEntry, TradingHalt, TradingHaltStatus, shorten};
 
 /// How many entries a status holds. The last two are kept free for the release.
 pub const ENTRY_LIMIT: usize = 200;
-
-/// Hash of one entry and of the one before it: SHA-256 over the RFC 8785 JSON of
-/// `{previousSha256, at, event, message}`, in hexadecimal.
-pub fn hash(previous: Option<&str>, at: &MicroTime, event: &str, message: &str) -> String {
-    let entry = json!({"previousSha256": previous, "at": at, "event": event, "message": message});
-    // Canonical JSON of strings cannot fail; an empty text would make the chain fail to verify, which is right.
-    let text = serde_jcs::to_string(&entry).unwrap_or_default();
-    Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
-}
 
 /// Appends an entry. Without room it is only counted, unless it is the `last` one.
 pub fn append(evidence: &mut Evidence, now: Timestamp, event: &str, message: &str, last: bool) {
@@ -47,22 +39,6 @@ pub fn ledger(status: &TradingHaltStatus) -> String {
     let text = serde_jcs::to_string(&json!({"workloads": workloads, "venues": venues})).unwrap_or_default();
     let sha256: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
     format!("{} workloads, {} venues, sha256 {sha256}", workloads.len(), venues.len())
-}
-
-/// Whether every entry fits the one before it, and the head is the last one.
-pub fn verify(evidence: &Evidence) -> Result<(), String> {
-    let mut previous = evidence.previous_sha256.clone();
-    for (index, entry) in evidence.entries.iter().enumerate() {
-        let expected = hash(previous.as_deref(), &entry.at, &entry.event, &entry.message);
-        if expected != entry.sha256 {
-            return Err(format!("entry {index} ({}) was changed after it was written", entry.event));
-        }
-        previous = Some(expected);
-    }
-    if !evidence.entries.is_empty() && evidence.sha256 != previous {
-        return Err("the head of the chain is not its last entry".into());
-    }
-    Ok(())
 }
 
 /// Head of the chain of the system's newest other halt: what a new halt continues.

@@ -4,7 +4,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use standfast_crds::v1alpha1::{
     Action, Check, CheckSelection, CheckThresholds, Duration, HaltPhase, HaltReference, HttpRequest, LatchedWorkload,
     Limit, OrdersRead, ResumePolicy, StateRead, TradingHalt, TradingResume, TradingSystem,
@@ -197,8 +196,7 @@ fn leave_out_nulls(value: &mut Value) {
 
 /// SHA-256 of the RFC 8785 JSON of a plan, in hexadecimal.
 pub fn hash(plan: &Value) -> Result<String, String> {
-    let canonical = serde_jcs::to_vec(plan).map_err(|e| format!("the plan cannot be hashed: {e}"))?;
-    Ok(Sha256::digest(&canonical).iter().map(|b| format!("{b:02x}")).collect())
+    standfast_crds::hash::of_json(plan).map_err(|e| format!("the plan: {e}"))
 }
 
 /// What a resume restores. Empty for one that was not begun, or whose plan cannot be read.

@@ -175,23 +175,5 @@ pub fn failure(status: &TradingResumeStatus, name: &str) -> String {
 
 /// The phase's name.
 pub const fn phase_name(phase: ResumePhase) -> &'static str {
-    match phase {
-        ResumePhase::Pending => "Pending",
-        ResumePhase::Checking => "Checking",
-        ResumePhase::AwaitingApproval => "AwaitingApproval",
-        ResumePhase::CoolingOff => "CoolingOff",
-        ResumePhase::Reconciling => "Reconciling",
-        ResumePhase::Releasing => "Releasing",
-        ResumePhase::Restoring => "Restoring",
-        ResumePhase::Ramping => "Ramping",
-        ResumePhase::Watching => "Watching",
-        ResumePhase::Completed => "Completed",
-        ResumePhase::Evaluated => "Evaluated",
-        ResumePhase::Rejected => "Rejected",
-        ResumePhase::ReHalted => "ReHalted",
-        ResumePhase::Failed => "Failed",
-        ResumePhase::Aborted => "Aborted",
-        ResumePhase::Paused => "Paused",
-        ResumePhase::Indeterminate => "Indeterminate",
-    }
+    phase.as_str()
 }

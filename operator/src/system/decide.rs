@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use standfast_crds::v1alpha1::{
-    CheckState, CheckStatus, HaltSummary, Problem, TradingHalt, TradingSystem, TradingSystemStatus, WorkloadKind,
-    WorkloadStatus, condition, set_condition, shorten,
+    CheckState, CheckStatus, Problem, TradingHalt, TradingSystem, TradingSystemStatus, WorkloadKind, WorkloadStatus,
+    condition, set_condition, shorten,
 };
 
 use super::{
@@ -103,7 +102,7 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
     let mut status = TradingSystemStatus {
         observed_generation: generation,
         conditions: old.conditions.clone(),
-        halt: Some(halt_summary(&observed.halts, now)),
+        halt: Some(held::summary(&observed.halts, now)),
         problems: vec![],
         checks: checks(observed, &old, now),
         checks_passing: None,
@@ -148,27 +147,6 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
 fn workload(view: &View) -> WorkloadStatus {
     let scaled = view.key.kind != WorkloadKind::CronJob;
     WorkloadStatus { kind: view.key.kind, name: view.key.name.clone(), replicas: scaled.then_some(view.replicas) }
-}
-
-/// Whether trading is halted. Only a halt that was proven a short time ago counts as one.
-pub(super) fn halt_summary(halts: &[TradingHalt], now: Timestamp) -> HaltSummary {
-    let mut holding: Vec<&TradingHalt> = halts.iter().filter(|h| held::holds(h)).collect();
-    holding.sort_by_key(|h| h.name_any());
-    if holding.is_empty() {
-        return HaltSummary { halted: "No".into(), by: None, since: None };
-    }
-    let proven = holding.iter().all(|h| held::proven_until(h).is_some_and(|until| now < until));
-    let names: Vec<_> = holding.iter().map(|h| h.name_any()).collect();
-    let since = holding.iter().filter_map(|h| {
-        let times = &h.status.as_ref()?.times;
-        times.latched_at.as_ref().or(times.committed_at.as_ref()).map(|t| t.0)
-    });
-    HaltSummary {
-        halted: if proven { "Yes" } else { "Unverified" }.into(),
-        by: Some(shorten(&names.join(", "))),
-        // Whole seconds, as it is written: else it would differ from what is read back.
-        since: since.min().and_then(|t| Timestamp::from_second(t.as_second()).ok()).map(Time),
-    }
 }
 
 /// When the summary of these halts changes by the passing of time alone.

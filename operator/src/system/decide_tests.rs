@@ -1,7 +1,7 @@
 use jiff::SignedDuration;
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::is_true;
+use standfast_crds::v1alpha1::{HaltSummary, is_true};
 
 use super::*;
 use crate::workloads::Key;
@@ -260,7 +260,7 @@ const STALE: Option<&str> = Some("2025-06-01T12:00:00.000000Z");
 #[case(vec![halt("b", true, "Unverified", FRESH, None), halt("a", true, "Halted", FRESH, None)], "Unverified", Some("a, b"))]
 #[case(vec![halt("b", false, "Released", STALE, None), halt("a", true, "Halted", FRESH, None)], "Yes", Some("a"))]
 fn halts_add_up(#[case] halts: Vec<TradingHalt>, #[case] halted: &str, #[case] by: Option<&str>) {
-    let summary = halt_summary(&halts, now());
+    let summary = held::summary(&halts, now());
     assert_eq!((summary.halted.as_str(), summary.by.as_deref()), (halted, by));
     assert_eq!(summary.since.is_some(), by.is_some());
 }
@@ -271,7 +271,7 @@ fn a_halt_counts_from_its_latch_in_whole_seconds_and_expires() {
         halt("a", true, "Halted", FRESH, Some("2025-06-01T11:00:02.500000Z")),
         halt("b", true, "Halted", Some("2025-06-01T12:01:00.000000Z"), Some("2025-06-01T11:00:04.500000Z")),
     ];
-    let since = halt_summary(&halts, now()).since.unwrap();
+    let since = held::summary(&halts, now()).since.unwrap();
     assert_eq!(since.0.to_string(), "2025-06-01T11:00:02Z");
     assert_eq!(summary_expires(&halts, now()), Some(Duration::from_secs(60)));
     assert_eq!(summary_expires(&[], now()), None);

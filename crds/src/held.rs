@@ -1,7 +1,10 @@
-//! Which halts hold what, and how long it is known: several halts of one system add up.
+//! Which halts hold what, and how long it is known: several halts of one system add up. The operator and the command
+//! line read statuses in the same way.
 
-use k8s_openapi::jiff::Timestamp;
-use standfast_crds::v1alpha1::{HaltPhase, LatchedWorkload, TradingHalt, WorkloadKind};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use kube::ResourceExt;
+
+use crate::v1alpha1::{HaltPhase, HaltSummary, LatchedWorkload, TradingHalt, WorkloadKind, shorten};
 
 /// Whether the halt committed itself and has not been released.
 pub fn holds(halt: &TradingHalt) -> bool {
@@ -36,4 +39,25 @@ pub fn venue_holders<'a>(halts: &'a [TradingHalt], system: &str, venue: &str, bu
         .filter(|h| h.status.iter().flat_map(|s| &s.venues).any(|v| v.name == venue))
         .filter_map(|h| h.metadata.name.as_deref())
         .collect()
+}
+
+/// Whether trading is halted. Only a halt that was proven a short time ago counts as one.
+pub fn summary(halts: &[TradingHalt], now: Timestamp) -> HaltSummary {
+    let mut holding: Vec<&TradingHalt> = halts.iter().filter(|h| holds(h)).collect();
+    holding.sort_by_key(|h| h.name_any());
+    if holding.is_empty() {
+        return HaltSummary { halted: "No".into(), by: None, since: None };
+    }
+    let proven = holding.iter().all(|h| proven_until(h).is_some_and(|until| now < until));
+    let names: Vec<_> = holding.iter().map(|h| h.name_any()).collect();
+    let since = holding.iter().filter_map(|h| {
+        let times = &h.status.as_ref()?.times;
+        times.latched_at.as_ref().or(times.committed_at.as_ref()).map(|t| t.0)
+    });
+    HaltSummary {
+        halted: if proven { "Yes" } else { "Unverified" }.into(),
+        by: Some(shorten(&names.join(", "))),
+        // Whole seconds, as it is written: else it would differ from what is read back.
+        since: since.min().and_then(|t| Timestamp::from_second(t.as_second()).ok()).map(Time),
+    }
 }
