@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 use standfast_crds::v1alpha1::{
-    ActionState, HttpAuth, HttpMethod, HttpRequest, NumberRead, OrdersRead, PositionSummary, PositionsRead, SecretKeyRef, StateRead,
+    ActionState, HttpAuth, HttpMethod, HttpRequest, NumberRead, OrdersRead, PositionSummary, PositionsRead,
+    SecretKeyRef, StateRead,
 };
 use url::Url;
 

@@ -21,9 +21,6 @@ pub struct ResumePlan {
     pub halt: Pinned,
     /// The system that trades again.
     pub system: Pinned,
-    /// What binds it: the system's policy and the resume's own.
-    #[serde(default)]
-    pub policy: ResumePolicy,
     /// The checks that must pass.
     pub checks: Vec<Check>,
     /// Names of those that only what the halt stopped can answer.
@@ -249,7 +246,6 @@ pub fn accept(
         },
         halt: Pinned::of(halt),
         system: Pinned::of(system),
-        policy,
         checks,
         answered_by_stopped: vec![],
         sync_positions: system.spec.sync_positions.clone(),

@@ -328,7 +328,7 @@ proptest! {
     /// What is signed is what is sent, whatever an item holds.
     #[test]
     fn binance_signs_what_is_sent(id in ".{1,30}", symbol in ".{1,30}") {
-        let item = Item { id, symbol, quantity: "1".into() };
+        let item = Item { id, symbol, quantity: "1".into(), ..Item::default() };
         let request = request("binance", "DELETE", "https://h/api/v3/order?symbol={symbol}&orderId={id}", None);
         if let Ok(call) = call(&request, BINANCE, Some(&item)) {
             let signed = signed(&call, 7);

@@ -113,7 +113,7 @@ fn the_answer_to_a_regression(
 ) {
     let mut stage = Stage::default();
     let rules = rules(on, 1);
-    let mut look = |stage: &mut Stage, at: u64, passes: bool| {
+    let look = |stage: &mut Stage, at: u64, passes: bool| {
         let state = if passes { Passing } else { Failing };
         stage.look(s(at), &[watched("check api", state, false)], false, &rules)
     };
