@@ -156,6 +156,12 @@ impl Caller {
         })
     }
 
+    /// Asks for a JSON document.
+    pub async fn read_document(&self, namespace: &str, http: &HttpRequest) -> Result<Document, ReadError> {
+        let call = self.prepare(namespace, http, None).await.map_err(|e| ReadError(e.to_string()))?;
+        Ok(self.document(call).await?.document)
+    }
+
     /// Asks for one value.
     pub async fn read_value(&self, namespace: &str, http: &HttpRequest, path: &str) -> Result<Scalar, ReadError> {
         let path = Path::parse(path).map_err(|why| ReadError(format!("path: {why}")))?;

@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
-    CountedApproval, Decision, Requester, StepState, StepStatus, SubjectKind, TradingHalt, TradingResumeStatus, shorten,
+    ApprovalRequirement, Break, CountedApproval, Decision, Requester, StepState, StepStatus, SubjectKind, TradingHalt,
+    TradingResumeStatus, shorten,
 };
 
 use super::{
     context::Context,
     plan::ResumePlan,
+    reconcile::compare::remaining,
     status::{NOT_RELEASED, state, step},
 };
 use crate::{
@@ -102,7 +104,45 @@ pub fn rules(
         }
         excluded.push(Excluded { user: user.clone(), because: format!("asked for {what}") });
     }
-    Ok(Rules { requirements: plan.policy.approvals.clone(), excluded })
+    let mut requirements = plan.policy.approvals.clone();
+    if requirements.is_empty() && !plan.policy.reconciliation.is_empty() {
+        // Breaks are accepted by one person at least, who does not decide about a resume of his own.
+        requirements.push(ApprovalRequirement { count: 1, group: None, service_accounts: false });
+        if !excludes(Requester::Resume) {
+            let because = "asked for this TradingResume".into();
+            excluded.push(Excluded { user: plan.spec.requested_by.clone(), because });
+        }
+    }
+    Ok(Rules { requirements, excluded })
+}
+
+/// Who accepts these breaks: approvals that name each of them, counted like those of the plan. The error says what is
+/// wanting.
+pub(super) async fn accepted(cx: &Context, breaks: &[Break]) -> Result<Vec<CountedApproval>, String> {
+    let since = cx.outside.guardrails.names_true_since_now().await;
+    let since = since.map_err(|why| format!("no approval counts while {why}"))?;
+    let halts = cx.halts().await?;
+    let halt = halts.iter().find(|h| h.uid().as_ref() == Some(&cx.plan.halt.uid));
+    let rules = rules(&cx.plan, halt, cx.born, since)?;
+    let subject = subject(cx);
+    let mut approvals = approval::of_subject(&cx.outside.client, &cx.namespace, &subject).await?;
+    approvals.retain(|a| a.spec.decision == Decision::Reject || remaining(breaks, &a.spec.breaks).is_empty());
+    let count = count(&subject, &rules, &approvals, since, Timestamp::now());
+    if count.met() {
+        return Ok(count.counted);
+    }
+    Err(match &count.rejected {
+        Some(rejection) => format!("rejected by {}", rejection.by.approver),
+        None => format!(
+            "repair them, or accept exactly these by Approvals that list them, wanting {}",
+            count.missing.join(" and ")
+        ),
+    })
+}
+
+fn subject(cx: &Context) -> Subject {
+    let (name, uid, hash) = (cx.name.clone(), cx.uid.clone(), cx.plan_hash.clone());
+    Subject { kind: SubjectKind::TradingResume, name, uid, hash }
 }
 
 /// What a count means for the gate, in words.
@@ -157,12 +197,7 @@ async fn ask_with(cx: &Context, since: Timestamp) -> Observation {
         // Neither changes any more.
         Err(why) => return Observation::Failed(why),
     };
-    let subject = Subject {
-        kind: SubjectKind::TradingResume,
-        name: cx.name.clone(),
-        uid: cx.uid.clone(),
-        hash: cx.plan_hash.clone(),
-    };
+    let subject = subject(cx);
     match approval::of_subject(&cx.outside.client, &cx.namespace, &subject).await {
         Ok(approvals) => {
             let count = count(&subject, &rules, &approvals, since, Timestamp::now());

@@ -13,6 +13,7 @@ use standfast_crds::v1alpha1::{Check, CheckState, HttpRequest, TradingHalt};
 use super::{
     approvals::Tally,
     plan::ResumePlan,
+    reconcile::Ledger,
     restore::Names,
     watch::{Memory, Record},
 };
@@ -62,6 +63,8 @@ pub(super) struct Context {
     pub paused: bool,
     /// The workloads that were brought back.
     pub restored: Names,
+    /// What the comparisons found.
+    pub ledger: Ledger,
     /// What the steps find out of stages.
     pub record: Record,
     /// What this process knows beyond the status.

@@ -11,6 +11,7 @@ use super::{
     gates,
     plan::ResumePlan,
     ramp,
+    reconcile::Ledger,
     restore::Names,
     status::{self, Ending, step},
     watch::Record,
@@ -32,6 +33,8 @@ pub(super) struct ResumeJournal<'a> {
     pub restored: Names,
     /// What the steps find out of stages.
     pub record: Record,
+    /// What the comparisons found.
+    pub ledger: Ledger,
     /// The approvals that were counted.
     pub tally: Tally,
     /// The spec that everything is decided on.
@@ -45,8 +48,9 @@ impl<'a> ResumeJournal<'a> {
         let generation = object.metadata.generation;
         let restored = Names::new(object.status.as_ref().map_or(&[], |s| &s.restored));
         let record = Record::new(&object.status.clone().unwrap_or_default(), ResumePlan::read(&object).ok().as_ref());
-        let (api, tally) = (Api::namespaced(client, &namespace), Tally::default());
-        Self { api, term, what, object, restored, record, tally, generation }
+        let api = Api::namespaced(client, &namespace);
+        let (tally, ledger) = (Tally::default(), Ledger::default());
+        Self { api, term, what, object, restored, record, ledger, tally, generation }
     }
 
     pub fn status(&self) -> TradingResumeStatus {
@@ -85,6 +89,7 @@ impl<'a> ResumeJournal<'a> {
     ) -> Result<(), JournalError> {
         status.restored = self.restored.list();
         self.tally.show(&mut status);
+        self.ledger.show(&mut status);
         let fault = self.record.note(&mut status);
         // What only waits for time to pass is never in the midst of something.
         let running = status.steps.iter().any(|s| s.state == StepState::Running && !ramp::holds(&s.name));

@@ -27,6 +27,7 @@ mod limits;
 pub mod plan;
 pub mod policy;
 pub mod ramp;
+mod reconcile;
 mod rehalt;
 mod restore;
 pub mod status;
@@ -178,6 +179,9 @@ impl ResumeReconciler {
         let started: Vec<_> = plan.started().map(key).collect();
         let answered = answered_by(&self.outside.client, &namespace, &plan.checks, &started).await;
         plan.answered_by_stopped = answered.map_err(Failure)?;
+        let views = reconcile::plan::questions(&plan.reconciliation);
+        let live = answered_by(&self.outside.client, &namespace, &views, &started).await.map_err(Failure)?;
+        plan.reconciliation.iter_mut().for_each(|c| c.live = live.contains(&c.comparison.name));
         let (frozen, hash) = plan.freeze().map_err(Failure)?;
         status.halt_uid = Some(plan.halt.uid.clone());
         status.suspended_jobs = gates::suspended_jobs(&plan.workloads);
@@ -218,6 +222,7 @@ impl ResumeReconciler {
             tally: journal.tally.clone(),
             paused: resume.spec.paused,
             restored: journal.restored.clone(),
+            ledger: journal.ledger.clone(),
             record: journal.record.clone(),
             memory: self.memories.of(&resume.uid().unwrap_or_default()),
             requested_at,

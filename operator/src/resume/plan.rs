@@ -9,7 +9,10 @@ use standfast_crds::v1alpha1::{
     Limit, OrdersRead, ResumePolicy, StateRead, TradingHalt, TradingResume, TradingSystem,
 };
 
-use super::{gates, policy, ramp};
+use super::{
+    gates, policy, ramp,
+    reconcile::{self, plan::PlanComparison},
+};
 
 /// The whole of what a resume will do. Later edits of the TradingSystem or the resume change nothing of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +43,9 @@ pub struct ResumePlan {
     /// The limits that its stages use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<Limit>,
+    /// What is compared before trading returns.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reconciliation: Vec<PlanComparison>,
     /// The bot does not trade after its start until it is asked to.
     #[serde(default)]
     pub starts_halted: bool,
@@ -234,6 +240,7 @@ pub fn accept(
     let workloads: Vec<_> = halt.status.iter().flat_map(|s| s.workloads.clone()).collect();
     let policy = policy::merge(system.spec.resume_policy.as_ref(), resume.spec.policy.as_ref())?;
     let limits = ramp::resolve(&policy, &system.spec, &checks, &workloads)?;
+    let reconciliation = reconcile::plan::resolve(&policy, &system.spec)?;
     Ok(ResumePlan {
         spec: PlanSpec {
             halt_ref: resume.spec.halt_ref.clone(),
@@ -264,6 +271,7 @@ pub fn accept(
         workloads,
         policy,
         limits,
+        reconciliation,
         starts_halted: system.spec.application_halt.as_ref().is_some_and(|a| a.starts_halted),
     })
 }

@@ -2,7 +2,8 @@
 //! gives the stricter of both.
 
 use standfast_crds::v1alpha1::{
-    ApprovalRequirement, CheckSelection, CheckThresholds, Duration, OnRegression, Requester, ResumePolicy, Stage, Watch,
+    ApprovalRequirement, CheckSelection, CheckThresholds, Comparison, Duration, OnRegression, Requester, ResumePolicy,
+    Stage, Watch,
 };
 
 /// The policy of a resume. The error says what cannot be brought together.
@@ -13,11 +14,11 @@ pub fn merge(system: Option<&ResumePolicy>, resume: Option<&ResumePolicy>) -> Re
         approvals: approvals(system, resume),
         exclude_requesters: exclude_requesters(system, resume),
         cool_off: cool_off(system, resume),
+        reconciliation: reconciliation(system, resume)?,
         thresholds: thresholds(system, resume),
         ramp: ramp(system, resume)?,
         watch: watch(system, resume),
         on_regression: on_regression(system, resume),
-        ..ResumePolicy::default()
     })
 }
 
@@ -37,6 +38,17 @@ fn exclude_requesters(system: &ResumePolicy, resume: &ResumePolicy) -> Vec<Reque
 /// The longer one.
 fn cool_off(system: &ResumePolicy, resume: &ResumePolicy) -> Option<Duration> {
     system.cool_off.max(resume.cool_off)
+}
+
+/// All of both: each must agree.
+fn reconciliation(system: &ResumePolicy, resume: &ResumePolicy) -> Result<Vec<Comparison>, String> {
+    if let Some(twice) = resume.reconciliation.iter().find(|r| system.reconciliation.iter().any(|s| s.name == r.name)) {
+        return Err(format!(
+            "policy.reconciliation: the resumePolicy has a comparison {} already, give it another name",
+            twice.name
+        ));
+    }
+    Ok([system.reconciliation.as_slice(), &resume.reconciliation].concat())
 }
 
 /// The larger counts, and the shorter time between two evaluations.
@@ -165,6 +177,17 @@ mod tests {
     #[case::the_resume_is_stricter(json!({"onRegression": "Hold"}), json!({"onRegression": "ReHalt"}), Some("ReHalt"))]
     fn the_stricter_answer_counts(#[case] a: Value, #[case] b: Value, #[case] expected: Option<&str>) {
         assert_eq!(merged(a, b).unwrap()["onRegression"].as_str(), expected);
+    }
+
+    #[test]
+    fn comparisons_of_both_must_agree() {
+        let books = |name: &str| {
+            json!({"reconciliation": [{"name": name, "venue": "alpaca", "compare": "Positions",
+            "bot": {"http": {"url": "http://books.bots.svc/positions"}}}]})
+        };
+        let both = merged(books("a"), books("b")).unwrap();
+        assert_eq!(both["reconciliation"].as_array().unwrap().len(), 2);
+        assert!(merged(books("a"), books("a")).unwrap_err().contains("a comparison a already"));
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub mod step {
     pub const CHECKS: &str = "checks";
     /// The bot's books agree with the venues.
     pub const SYNC_POSITIONS: &str = "sync-positions";
+    /// The bot's view agrees with the venues', while the bot is stopped.
+    pub const RECONCILE: &str = "reconcile";
+    /// The running bot's view agrees with the venues'.
+    pub const RECONCILE_LIVE: &str = "reconcile-live";
     /// Every gate was asked once more, and the release was asked for.
     pub const REQUEST_RELEASE: &str = "request-release";
     /// The halt's controller released the halt.
@@ -93,8 +97,11 @@ pub fn digest(
         None if status.release_requested_at.is_none() => match name.as_deref() {
             Some(step::APPROVALS) => ResumePhase::AwaitingApproval,
             Some(step::COOL_OFF) => ResumePhase::CoolingOff,
+            Some(step::RECONCILE) => ResumePhase::Reconciling,
             // One was withdrawn.
             Some(_) if approvals::lacking(status) => ResumePhase::AwaitingApproval,
+            // One came up since they were compared.
+            Some(_) if !status.breaks.is_empty() => ResumePhase::Reconciling,
             Some(_) | None => ResumePhase::Checking,
         },
         None if !is_released(status) => ResumePhase::Releasing,

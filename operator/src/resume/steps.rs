@@ -14,6 +14,7 @@ use super::{
     journal::now,
     limits,
     ramp::{part, step_name},
+    reconcile::{self, Reconcile, ReconcileLive, When},
     restore::{Ready, RestoreWorkloads},
     status::{NOT_RELEASED, step},
     venues::{AllowTrading, ApplicationResume, Verify},
@@ -37,6 +38,9 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
         all.push(vec![Box::new(RestoreWorkloads::whole(cx))]);
         all.push(vec![Box::new(Ready { cx: Arc::clone(cx), name: step::READY.into() })]);
         all.extend(bring_back(cx));
+        if reconcile::any(cx, When::Live) {
+            all.push(vec![Box::new(ReconcileLive(Arc::clone(cx)))]);
+        }
     }
     let (mut before, mut last) = (0, None);
     for (number, stage) in cx.plan.policy.ramp.iter().enumerate() {
@@ -57,6 +61,10 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
             all.extend(bring_back(&cx()));
         }
         all.push(vec![Box::new(Hold::stage(&cx(), &stage()))]);
+        if number == 0 && reconcile::any(&cx(), When::Live) {
+            let live = Box::new(ReconcileLive(cx()));
+            all.push(vec![Box::new(Meanwhile::new(&cx(), live, Some(&stage()), &stage()))]);
+        }
         (before, last) = (percent, Some(stage()));
     }
     let verify = Box::new(Verify(Arc::clone(cx)));
@@ -78,6 +86,7 @@ fn gates(cx: &Arc<Context>) -> Procedure {
         vec![Box::new(CoolOff(cx()))],
         vec![Box::new(Checks(cx()))],
         vec![Box::new(SyncPositions(cx()))],
+        vec![Box::new(Reconcile(cx()))],
         vec![Box::new(RequestRelease(cx()))],
         vec![Box::new(Release(cx()))],
     ]
@@ -224,6 +233,7 @@ struct RequestRelease(Arc<Context>);
 impl Step for RequestRelease {
     fn definition(&self) -> Definition {
         let look = time_for(self.0.plan.gates()) + DEADLINE + Duration::from_secs(20) + approvals::LOOK;
+        let look = look + reconcile::time_to_look(&self.0, When::Halted);
         Definition { look, interval: Duration::from_secs(5), ..gate(&self.0, step::REQUEST_RELEASE) }
     }
 
@@ -257,6 +267,10 @@ impl Step for RequestRelease {
         }
         if let Some(why) = gates::outgrown(&halts, &cx.plan) {
             return Observation::Failed(why);
+        }
+        match reconcile::look(cx, When::Halted).await {
+            Observation::Done(_) | Observation::NotNeeded(_) => {}
+            otherwise => return otherwise,
         }
         // People come last: what they withdraw up to now counts as withdrawn.
         match approvals::ask(cx).await {

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Api, Client};
 use standfast_crds::v1alpha1::{
-    Check, CheckState, Duration, Expectation, HttpCheck, HttpRequest, PrometheusCheck, SqlCheck, TcpCheck,
+    Check, CheckState, Duration, Expectation, HttpCheck, HttpRequest, PrometheusCheck, SqlCheck, SqlView, TcpCheck,
     WorkloadCheck, WorkloadKind, shorten,
 };
 
@@ -19,7 +19,11 @@ use super::{
 };
 use crate::{
     calls::caller::TIMEOUT_LIMIT,
-    calls::{Caller, caller, document::Scalar, expect},
+    calls::{
+        Caller, caller,
+        document::{Document, Scalar},
+        expect,
+    },
     outbound::{Call, CallError, Reply, connect::Connector, guard},
 };
 
@@ -50,6 +54,16 @@ impl Checker {
     /// reads workloads and runs Jobs.
     pub fn new(caller: Caller, databases: Databases, client: Client) -> Self {
         Self { caller, databases, client: ClientHandle(client) }
+    }
+
+    /// What reads workloads and runs Jobs.
+    pub fn client(&self) -> &Client {
+        &self.client.0
+    }
+
+    /// All rows of a query, as a list of objects by the names of their columns.
+    pub async fn rows(&self, namespace: &str, view: &SqlView) -> Result<Document, SqlError> {
+        self.databases.rows(namespace, view).await
     }
 }
 

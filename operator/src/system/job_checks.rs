@@ -60,41 +60,65 @@ fn decide(run: Option<&JobRun>, every: SignedDuration, now: Timestamp) -> Next {
 }
 
 /// The name of the Job: the same for the same question of the same system.
-fn name(system: &OwnerReference, check: &Check, job: &JobCheck) -> String {
+fn name(system: &OwnerReference, question: &str, job: &JobCheck) -> String {
     let asked = serde_json::to_string(&job.run).unwrap_or_default();
-    let digest = Sha256::digest(format!("{}/{}/{asked}", system.uid, check.name));
+    let digest = Sha256::digest(format!("{}/{question}/{asked}", system.uid));
     let digest: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
-    let plain: String = check.name.chars().take(32).collect();
+    let plain: String = question.chars().take(32).collect();
     format!("standfast-check-{}-{digest}", plain.trim_end_matches('-'))
 }
 
 /// The answer of the last Job, if it counts. Else one is begun.
 pub(super) async fn ask(client: &Client, asker: &Asker<'_>, check: &Check, job: &JobCheck) -> Told {
-    let name = name(asker.system, check, job);
     let interval = check.interval.map_or(PAUSE, |interval| interval.get().max(PAUSE));
+    match last(client, asker, &check.name, job, interval).await {
+        Ok((name, run)) => answer(job, &name, &run, Timestamp::now()),
+        Err(told) => told,
+    }
+}
+
+/// What the last Job of this question said (JSON), if its answer counts. Else one is begun; the error says what is waited
+/// for, or why it is not known.
+pub(crate) async fn said(client: &Client, asker: &Asker<'_>, question: &str, job: &JobCheck) -> Result<Value, String> {
+    match last(client, asker, question, job, PAUSE).await {
+        Ok((_, JobRun { state: JobState::Succeeded { result: Some(value) }, .. })) => Ok(value),
+        Ok((name, JobRun { state: JobState::Succeeded { result: None }, .. })) => {
+            Err(format!("Job {name} succeeded, but its termination message is no JSON"))
+        }
+        Ok((_, JobRun { state: JobState::Failed { message } | JobState::Foreign { message }, .. })) => Err(message),
+        Ok((name, JobRun { state: JobState::Running, .. })) => Err(format!("Job {name} has not ended yet")),
+        Err(Told::Answer(_, why) | Told::Awaited(why)) => Err(why),
+    }
+}
+
+/// The last Job of this question and its name, if its answer counts. Else one is begun.
+async fn last(
+    client: &Client,
+    asker: &Asker<'_>,
+    question: &str,
+    job: &JobCheck,
+    interval: std::time::Duration,
+) -> Result<(String, JobRun), Told> {
+    let name = name(asker.system, question, job);
     let every = if asker.gate { PAUSE } else { interval };
     let every = SignedDuration::try_from(every).unwrap_or(SignedDuration::MAX);
-    let run = match jobs::job_run(client, asker.namespace, &name, asker.system).await {
-        Ok(run) => run,
-        Err(error) => return unknown(error.to_string()),
-    };
-    let now = Timestamp::now();
-    match decide(run.as_ref(), every, now) {
-        Next::Wait => Told::Awaited(format!("Job {name} has not ended yet")),
-        Next::Hangs => {
-            unknown(format!("Job {name} does not end: look with: kubectl -n {} describe job {name}", asker.namespace))
+    let run = jobs::job_run(client, asker.namespace, &name, asker.system).await.map_err(|e| unknown(e.to_string()))?;
+    match (decide(run.as_ref(), every, Timestamp::now()), run) {
+        (Next::Take, Some(run)) => Ok((name, run)),
+        (Next::Wait, _) => Err(Told::Awaited(format!("Job {name} has not ended yet"))),
+        (Next::Hangs, _) => Err(unknown(format!(
+            "Job {name} does not end: look with: kubectl -n {} describe job {name}",
+            asker.namespace
+        ))),
+        (Next::Ahead, _) => {
+            Err(unknown(format!("Job {name} ended in the future: synchronise the clocks of the cluster's nodes (NTP)")))
         }
-        Next::Ahead => {
-            unknown(format!("Job {name} ended in the future: synchronise the clocks of the cluster's nodes (NTP)"))
-        }
-        Next::Take => run.map_or_else(|| unknown(String::new()), |run| answer(job, &name, &run, now)),
-        next @ (Next::Begin | Next::Again) => {
-            if next == Next::Again
-                && let Err(error) = jobs::delete_job(client, asker.namespace, &name, asker.system).await
-            {
-                return unknown(error.to_string());
+        (next @ (Next::Begin | Next::Again | Next::Take), _) => {
+            if next == Next::Again {
+                let deleted = jobs::delete_job(client, asker.namespace, &name, asker.system).await;
+                deleted.map_err(|e| unknown(e.to_string()))?;
             }
-            begin(client, asker, &name, job, interval).await
+            Err(begin(client, asker, &name, job, interval).await)
         }
     }
 }
@@ -204,7 +228,7 @@ mod tests {
     fn names_tell_questions_apart() {
         let owner = |uid: &str| OwnerReference { uid: uid.into(), ..OwnerReference::default() };
         let check = |value: Value| serde_json::from_value::<Check>(value).unwrap();
-        let named = |owner: &OwnerReference, check: &Check| name(owner, check, check.job.as_ref().unwrap());
+        let named = |owner: &OwnerReference, check: &Check| name(owner, &check.name, check.job.as_ref().unwrap());
         let one = check(json!({"name": "books", "group": "data", "job": {"image": "bot:1"}}));
         let later = check(json!({"name": "books", "group": "data", "interval": "1h", "job": {"image": "bot:1"}}));
         let other = check(json!({"name": "books", "group": "data", "job": {"image": "bot:2"}}));

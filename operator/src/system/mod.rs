@@ -9,7 +9,7 @@ pub mod sql;
 
 mod coexistence;
 mod decide;
-mod job_checks;
+pub(crate) mod job_checks;
 mod observe;
 mod permissions;
 mod prepared;

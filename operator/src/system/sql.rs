@@ -14,9 +14,9 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use rustls_platform_verifier::Verifier;
-use standfast_crds::v1alpha1::SqlCheck;
+use standfast_crds::v1alpha1::{SecretKeyRef, SqlCheck, SqlView};
 use tokio::net::TcpStream;
-use tokio_postgres::{Config, config::SslMode, error::SqlState, tls::MakeTlsConnect};
+use tokio_postgres::{Config, Row, config::SslMode, error::SqlState, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
@@ -33,6 +33,10 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that a check may take, whatever it says.
 const TIMEOUT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Rows of a query at most, and characters of one of them.
+const ROWS: usize = 10_000;
+const ROW_LENGTH: usize = 4096;
 
 /// Why a query gave no value. The text names what was tried on which host, never a password or a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,8 +108,34 @@ impl Databases {
 
     /// The first column of the only row. One connection, closed afterwards.
     pub async fn value(&self, namespace: &str, check: &SqlCheck) -> Result<Scalar, SqlError> {
-        let limit = check.timeout.map_or(TIMEOUT, |t| t.get()).clamp(Duration::from_millis(100), TIMEOUT_LIMIT);
-        match tokio::time::timeout(limit, self.ask(namespace, check, limit)).await {
+        let rows = self.within(namespace, &check.connection_secret_ref, check.timeout, &wrapped(&check.query)).await?;
+        match rows.as_slice() {
+            [] => Err(SqlError::NoRow),
+            [row] => scalar(text(row)?),
+            _ => Err(SqlError::Unasked("the query returned more than one row: let it return one".into())),
+        }
+    }
+
+    /// All rows, as a list of objects by the names of their columns. One connection, closed afterwards.
+    pub async fn rows(&self, namespace: &str, view: &SqlView) -> Result<Document, SqlError> {
+        let rows = self.within(namespace, &view.connection_secret_ref, view.timeout, &listed(&view.query)).await?;
+        if rows.len() > ROWS {
+            return Err(SqlError::Unasked(format!("the query returned more than {ROWS} rows")));
+        }
+        let rows = rows.iter().map(text).collect::<Result<Option<Vec<_>>, _>>()?.unwrap_or_default();
+        Document::parse(format!("[{}]", rows.join(",")).as_bytes())
+            .map_err(|_| SqlError::Unasked(format!("a row of the query is longer than {ROW_LENGTH} characters")))
+    }
+
+    async fn within(
+        &self,
+        namespace: &str,
+        secret: &SecretKeyRef,
+        timeout: Option<standfast_crds::v1alpha1::Duration>,
+        query: &str,
+    ) -> Result<Vec<Row>, SqlError> {
+        let limit = timeout.map_or(TIMEOUT, |t| t.get()).clamp(Duration::from_millis(100), TIMEOUT_LIMIT);
+        match tokio::time::timeout(limit, self.ask(namespace, secret, query, limit)).await {
             Ok(answer) => answer,
             Err(_) => Err(SqlError::Unasked(format!(
                 "the database did not answer within {}",
@@ -114,13 +144,16 @@ impl Databases {
         }
     }
 
-    async fn ask(&self, namespace: &str, check: &SqlCheck, limit: Duration) -> Result<Scalar, SqlError> {
+    async fn ask(
+        &self,
+        namespace: &str,
+        secret: &SecretKeyRef,
+        query: &str,
+        limit: Duration,
+    ) -> Result<Vec<Row>, SqlError> {
         let refused = |e: &dyn fmt::Display| SqlError::Unasked(e.to_string());
-        let address = secrets::database_url(&self.client, namespace, &check.connection_secret_ref)
-            .await
-            .map_err(|e| refused(&e))?;
+        let address = secrets::database_url(&self.client, namespace, secret).await.map_err(|e| refused(&e))?;
         let (config, security) = read_url(address.url.expose()).map_err(|why| {
-            let secret = &check.connection_secret_ref;
             SqlError::Unasked(format!("the value of {} in Secret {namespace}/{}: {why}", secret.key, secret.name))
         })?;
         let guard = self.connector.guard();
@@ -140,12 +173,7 @@ impl Databases {
             }
         }));
         client.batch_execute(&begin(limit)).await.map_err(failed)?;
-        let rows = client.query_typed(&wrapped(&check.query), &[]).await.map_err(failed)?;
-        match rows.as_slice() {
-            [] => Err(SqlError::NoRow),
-            [row] => row.try_get::<_, Option<String>>(0).map_err(failed).and_then(scalar),
-            _ => Err(SqlError::Unasked("the query returned more than one row: let it return one".into())),
-        }
+        client.query_typed(query, &[]).await.map_err(failed)
     }
 }
 
@@ -165,6 +193,20 @@ fn wrapped(query: &str) -> String {
     format!(
         "SELECT left(to_jsonb(standfast_value)::text, 1024) FROM (\n{query}\n) AS standfast(standfast_value) LIMIT 2"
     )
+}
+
+/// The query as the inner part of one that takes its rows as objects, and one more than may be.
+fn listed(query: &str) -> String {
+    let query = query.trim().trim_end_matches(';');
+    format!(
+        "SELECT left(to_jsonb(standfast_row)::text, {ROW_LENGTH}) FROM (\n{query}\n) AS standfast_row LIMIT {}",
+        ROWS + 1
+    )
+}
+
+/// The only column of a row.
+fn text(row: &Row) -> Result<Option<String>, SqlError> {
+    row.try_get(0).map_err(|_| SqlError::Unasked("the query gave a row that cannot be read".into()))
 }
 
 /// A value as `to_jsonb` writes it.

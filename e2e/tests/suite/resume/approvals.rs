@@ -40,12 +40,12 @@ const PEOPLE: [(&str, &[&str], &[&str]); 6] = [
 ];
 
 /// A world with people in it.
-struct Desk {
-    world: World,
+pub(super) struct Desk {
+    pub world: World,
 }
 
 impl Desk {
-    async fn new(world: World) -> Result<Self> {
+    pub(super) async fn new(world: World) -> Result<Self> {
         let made = charts::template("standfast-system", &[])?.map_err(anyhow::Error::msg)?;
         let documents: Vec<Value> = serde_saphyr::from_multiple(&made)?;
         for role in documents.iter().filter(|d| d["kind"] == "ClusterRole") {
@@ -87,7 +87,7 @@ impl Desk {
     }
 
     /// Dora halts, proven; nobody has asked for a resume.
-    async fn halted(&self, policy: Value) -> Result<Operator> {
+    pub(super) async fn halted(&self, policy: Value) -> Result<Operator> {
         self.world.system(&["bot"], json!({"resumePolicy": policy})).await?;
         let operator = self.world.operator().await?;
         let halts: Api<TradingHalt> = Api::namespaced(self.client("dora").await?, &self.world.namespace);
@@ -98,7 +98,7 @@ impl Desk {
         Ok(operator)
     }
 
-    async fn ask_as(&self, user: &str) -> Result<TradingResume, kube::Error> {
+    pub(super) async fn ask_as(&self, user: &str) -> Result<TradingResume, kube::Error> {
         let client = self.client(user).await.map_err(|e| kube::Error::Service(e.into()))?;
         let resumes: Api<TradingResume> = Api::namespaced(client, &self.world.namespace);
         let resume = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume", "metadata": {"name": "go"},
@@ -114,7 +114,7 @@ impl Desk {
     }
 
     /// Somebody decides about a resume as it stands; `but` is merged into the spec.
-    async fn decide(&self, user: &str, name: &str, about: &TradingResume, but: Value) -> Result<Approval, kube::Error> {
+    pub(super) async fn decide(&self, user: &str, name: &str, about: &TradingResume, but: Value) -> Result<Approval, kube::Error> {
         let mut spec = json!({
             "subject": {"kind": "TradingResume", "name": about.name_any(), "uid": about.uid()},
             "hash": status(about).plan_hash, "decision": "Approve", "approver": user,

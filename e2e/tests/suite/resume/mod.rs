@@ -5,6 +5,7 @@ mod called_off;
 mod halted_again;
 mod limits;
 mod ramp;
+mod reconcile;
 mod unproven;
 mod watch;
 

@@ -123,6 +123,7 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
         plan_hash: "a".repeat(64),
         born: Some(at(BORN)),
         tally: Tally::default(),
+        ledger: Default::default(),
         paused: false,
         restored: Names::default(),
         record: Record::default(),
