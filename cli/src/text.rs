@@ -166,11 +166,11 @@ pub fn age(then: Timestamp, now: Timestamp) -> String {
     let (m, h, d) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
         ..120 => format!("{seconds}s"),
-        ..600 if seconds % 60 > 0 => format!("{m}m{}s", seconds % 60),
-        ..10_800 => format!("{m}m"),
-        ..28_800 if m % 60 > 0 => format!("{h}h{}m", m % 60),
-        ..172_800 => format!("{h}h"),
-        ..691_200 if h % 24 > 0 => format!("{d}d{}h", h % 24),
+        120..600 if seconds % 60 > 0 => format!("{m}m{}s", seconds % 60),
+        120..10_800 => format!("{m}m"),
+        10_800..28_800 if m % 60 > 0 => format!("{h}h{}m", m % 60),
+        10_800..172_800 => format!("{h}h"),
+        172_800..691_200 if h % 24 > 0 => format!("{d}d{}h", h % 24),
         _ => format!("{d}d"),
     }
 }
@@ -189,8 +189,8 @@ pub fn clock(at: Timestamp, now: Timestamp) -> String {
 pub fn took(length: Duration) -> String {
     let seconds = length.as_secs();
     match seconds {
-        ..60 => format!("{:.3} s", length.as_secs_f64()),
-        ..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        0..60 => format!("{:.3} s", length.as_secs_f64()),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
         _ => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
     }
 }

@@ -104,13 +104,16 @@ fn pairs(text: &str) -> Vec<(&str, &str)> {
     Some("it was created before the guardrails about names were in place as they are now: create it again")
 )]
 #[case::just_after_it(json!({}), SINCE + 1, None)]
-#[case::not_of_the_group(json!({"groups": ["ops"]}), 500, Some("spec.groups names none of the groups that are asked for: risk"))]
+#[case::not_of_the_group(
+    json!({"groups": ["ops"]}), 500, Some("spec.groups names none of the groups that are asked for: risk")
+)]
 #[case::a_service_account(
     json!({"approver": "system:serviceaccount:bots:ci"}), 500,
     Some("system:serviceaccount:bots:ci is a service account, and those do not count")
 )]
 #[case::excluded(
-    json!({"approver": "rita"}), 500, Some("rita asked for TradingHalt stale, and the resumePolicy excludes whoever did")
+    json!({"approver": "rita"}), 500,
+    Some("rita asked for TradingHalt stale, and the resumePolicy excludes whoever did")
 )]
 fn what_does_not_count_says_why(#[case] but: Value, #[case] created: i64, #[case] why: Option<&str>) {
     let mut spec = groups(&["risk"]);
@@ -180,8 +183,8 @@ fn most(people: &[Vec<&str>], slots: &[Option<&str>]) -> usize {
 }
 
 proptest! {
-    /// As many slots as can be are filled, each by somebody who may, nobody fills two, and nothing else decides than who
-    /// approved.
+    /// As many slots as can be are filled, each by somebody who may, nobody fills two, and nothing else decides than
+    /// who approved.
     #[test]
     fn slots_are_filled_as_well_as_can_be(
         people in prop::collection::vec((0..4_usize, prop::sample::subsequence(vec!["a", "b", "c"], 0..=3)), 0..6),

@@ -15,7 +15,8 @@ fn hash(digit: char) -> String {
 
 fn approval(but: Value) -> Approval {
     let mut all = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "Approval",
-        "metadata": {"name": "yes", "namespace": "bots", "uid": "uid-yes", "generation": 1, "creationTimestamp": at(500)},
+        "metadata": {"name": "yes", "namespace": "bots", "uid": "uid-yes", "generation": 1,
+            "creationTimestamp": at(500)},
         "spec": {"subject": {"kind": "TradingResume", "name": "go", "uid": "uid-go"}, "hash": hash('a'),
             "decision": "Approve", "approver": "anna"}});
     for (key, value) in but.as_object().unwrap() {
@@ -50,7 +51,10 @@ fn halt(by: Option<&str>) -> TradingHalt {
     halt
 }
 
-const COUNTED: fn() -> Value = || json!([{"name": "yes", "uid": "uid-yes", "approver": "anna", "decision": "Approve", "at": "1970-01-01T00:08:20.000000Z"}]);
+const COUNTED: fn() -> Value = || {
+    let at = "1970-01-01T00:08:20.000000Z";
+    json!([{"name": "yes", "uid": "uid-yes", "approver": "anna", "decision": "Approve", "at": at}])
+};
 const TIME: &str = "1970-01-01T00:10:00.000000Z";
 
 use ApprovalPhase::{Expired, Pending, Used, Valid, Void};
@@ -60,7 +64,8 @@ use ApprovalPhase::{Expired, Pending, Used, Valid, Void};
 #[case::counted(json!({}), json!({"approvals": COUNTED()}), Valid, "TradingResume go counts it")]
 #[case::no_plan_yet(json!({}), json!({"planHash": null, "plan": null}), Pending, "TradingResume go has no plan yet")]
 #[case::used(
-    json!({}), json!({"approvals": COUNTED(), "releaseRequestedAt": TIME}), Used, "TradingResume go released its halt with it"
+    json!({}), json!({"approvals": COUNTED(), "releaseRequestedAt": TIME}),
+    Used, "TradingResume go released its halt with it"
 )]
 #[case::used_and_expired_since(
     json!({"expiresAt": "1970-01-01T00:10:00Z"}), json!({"approvals": COUNTED(), "releaseRequestedAt": TIME}),
@@ -75,7 +80,8 @@ use ApprovalPhase::{Expired, Pending, Used, Valid, Void};
 )]
 #[case::ended(json!({}), json!({"finishedAt": TIME}), Void, "TradingResume go has ended without it")]
 #[case::counted_and_failed(
-    json!({}), json!({"approvals": COUNTED(), "finishedAt": TIME, "phase": "Failed"}), Void, "TradingResume go has ended without it"
+    json!({}), json!({"approvals": COUNTED(), "finishedAt": TIME, "phase": "Failed"}),
+    Void, "TradingResume go has ended without it"
 )]
 #[case::another_uid(
     json!({"subject": {"kind": "TradingResume", "name": "go", "uid": "uid-old"}}), json!({}),
@@ -87,7 +93,8 @@ use ApprovalPhase::{Expired, Pending, Used, Valid, Void};
 )]
 #[case::expired(json!({"expiresAt": "1970-01-01T00:10:00Z"}), json!({}), Expired, "it expired at 1970-01-01T00:10:00Z")]
 #[case::ones_own_halt(
-    json!({"approver": "rita"}), json!({}), Void, "rita asked for TradingHalt stale, and the resumePolicy excludes whoever did"
+    json!({"approver": "rita"}), json!({}),
+    Void, "rita asked for TradingHalt stale, and the resumePolicy excludes whoever did"
 )]
 #[case::of_a_halt(
     json!({"subject": {"kind": "TradingHalt", "name": "go", "uid": "uid-go"}}), json!({}),
@@ -144,13 +151,15 @@ fn what_it_was_about_is_gone() {
     Ok(100),
     None,
     Void,
-    "who asked for TradingHalt stale is not recorded, and the resumePolicy excludes whoever did: only a resumePolicy without it, and another TradingResume, goes on"
+    "who asked for TradingHalt stale is not recorded, and the resumePolicy excludes whoever did: only a \
+     resumePolicy without it, and another TradingResume, goes on"
 )]
 #[case::not_certain(
     Ok(400),
     Some("rita"),
     Void,
-    "who asked for TradingHalt stale is not certain, it is older than the guardrails about names as they are now, and the resumePolicy excludes whoever did: only a resumePolicy without it, and another TradingResume, goes on"
+    "who asked for TradingHalt stale is not certain, it is older than the guardrails about names as they are now, and \
+     the resumePolicy excludes whoever did: only a resumePolicy without it, and another TradingResume, goes on"
 )]
 fn names_that_nobody_vouches_for(
     #[case] since: Result<i64, &str>,

@@ -188,7 +188,8 @@ mod tests {
             status[key] = value.clone();
         }
         let resume = serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume",
-            "metadata": {"name": "go"}, "spec": {"haltRef": {"name": "stale"}, "requestedBy": "risk"}, "status": status}));
+            "metadata": {"name": "go"}, "spec": {"haltRef": {"name": "stale"}, "requestedBy": "risk"},
+            "status": status}));
         let halt: TradingHalt = serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1",
             "kind": "TradingHalt", "metadata": {"name": "stale", "uid": "uid-stale"},
             "spec": {"systemRef": {"name": "crypto"}, "reason": "a test"}}))

@@ -127,7 +127,10 @@ mod tests {
     #[rstest]
     #[case(json!({}), json!({}), Value::Null)]
     #[case(json!({"excludeRequesters": ["Halt"]}), json!({}), json!(["Halt"]))]
-    #[case(json!({"excludeRequesters": ["Resume"]}), json!({"excludeRequesters": ["Resume", "Halt"]}), json!(["Halt", "Resume"]))]
+    #[case(
+        json!({"excludeRequesters": ["Resume"]}), json!({"excludeRequesters": ["Resume", "Halt"]}),
+        json!(["Halt", "Resume"])
+    )]
     fn whoever_one_excludes_is_excluded(#[case] a: Value, #[case] b: Value, #[case] expected: Value) {
         assert_eq!(merged(a, b).unwrap()["excludeRequesters"], expected);
     }

@@ -104,8 +104,8 @@ pub(super) async fn ensure(client: &Client, resume: &TradingResume, of: &Subject
     Err(format!("{} exist in {namespace} and are of other resumes", names(resume, why).join(" and ")))
 }
 
-/// The user that the API server knows this operator as. Recorded, so that a resume whose policy excludes whoever asked for
-/// the halt can be decided about: of a halt without it nobody knows who did.
+/// The user that the API server knows this operator as. Recorded, so that a resume whose policy excludes whoever asked
+/// for the halt can be decided about: of a halt without it nobody knows who did.
 async fn own_name(client: &Client) -> Option<String> {
     let api: Api<SelfSubjectReview> = Api::all(client.clone());
     let (params, review) = (PostParams::default(), SelfSubjectReview::default());

@@ -31,7 +31,8 @@ fn plan_with(policy: Value) -> ResumePlan {
 #[rstest]
 #[case::nobody(&[], &["2 of anybody"], None, Observation::InProgress("0 of 2 approvals, wanting 2 of anybody".into()))]
 #[case::some(
-    &["anna"], &["1 of group risk"], None, Observation::InProgress("1 of 2 approvals by anna, wanting 1 of group risk".into())
+    &["anna"], &["1 of group risk"], None,
+    Observation::InProgress("1 of 2 approvals by anna, wanting 1 of group risk".into())
 )]
 #[case::enough(&["anna", "bert"], &[], None, Observation::Done("2 of 2 approvals by anna, bert".into()))]
 #[case::rejected(&["anna", "bert"], &[], Some(None), Observation::Failed("rejected by carl".into()))]
@@ -72,7 +73,9 @@ fn one_that_does_not_count_is_named() {
 #[case::the_resumes(&[Requester::Resume], None, BORN - 60, BORN, Ok(&["risk"][..]))]
 #[case::both(&[Requester::Halt, Requester::Resume], Some("rita"), BORN - 60, BORN, Ok(&["risk", "rita"][..]))]
 #[case::not_recorded(&[Requester::Halt], None, BORN - 60, BORN, Err("is not recorded"))]
-#[case::the_halt_is_older_than_the_guardrails(&[Requester::Halt], Some("rita"), BORN, BORN, Err("TradingHalt stale is not certain"))]
+#[case::the_halt_is_older_than_the_guardrails(
+    &[Requester::Halt], Some("rita"), BORN, BORN, Err("TradingHalt stale is not certain")
+)]
 #[case::the_resume_is(&[Requester::Resume], None, BORN - 60, BORN - 60, Err("this TradingResume is not certain"))]
 fn requesters(
     #[case] excluded: &[Requester],
@@ -98,13 +101,16 @@ fn requesters(
 #[case::not_asked_for(Value::Null, json!("1h"), Observation::NotNeeded("the resumePolicy asks for no cool-off".into()))]
 #[case::zero(json!("0s"), json!("1h"), Observation::NotNeeded("the resumePolicy asks for no cool-off".into()))]
 #[case::nothing_yet(
-    json!("15m"), Value::Null, Observation::InProgress("TradingHalt stale was proven for 0s of 15m without interruption".into())
+    json!("15m"), Value::Null,
+    Observation::InProgress("TradingHalt stale was proven for 0s of 15m without interruption".into())
 )]
 #[case::not_enough(
     json!("15m"), json!("14m59s999ms"),
     Observation::InProgress("TradingHalt stale was proven for 14m59s of 15m without interruption".into())
 )]
-#[case::enough(json!("15m"), json!("15m"), Observation::Done("TradingHalt stale was proven for 15m without interruption".into()))]
+#[case::enough(
+    json!("15m"), json!("15m"), Observation::Done("TradingHalt stale was proven for 15m without interruption".into())
+)]
 fn cool_off(#[case] wanted: Value, #[case] proven: Value, #[case] expected: Observation) {
     let plan = plan_with(json!({ "coolOff": wanted }));
     let halts =
