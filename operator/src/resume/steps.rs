@@ -76,20 +76,24 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
     all
 }
 
-/// The steps up to the release.
+/// The steps up to the release. A gate that nothing asks for is none.
 fn gates(cx: &Arc<Context>) -> Procedure {
+    let policy = &cx.plan.policy;
+    let compares = reconcile::any(cx, When::Halted);
+    let (approvals, cools) = (!policy.approvals.is_empty(), policy.cool_off.is_some_and(|c| !c.get().is_zero()));
     let cx = || Arc::clone(cx);
-    vec![
-        vec![Box::new(Halted(cx()))],
-        vec![Box::new(Guardrails(cx()))],
-        vec![Box::new(Approvals(cx()))],
-        vec![Box::new(CoolOff(cx()))],
-        vec![Box::new(Checks(cx()))],
-        vec![Box::new(SyncPositions(cx()))],
-        vec![Box::new(Reconcile(cx()))],
-        vec![Box::new(RequestRelease(cx()))],
-        vec![Box::new(Release(cx()))],
-    ]
+    let all: [(bool, Box<dyn Step>); 9] = [
+        (true, Box::new(Halted(cx()))),
+        (true, Box::new(Guardrails(cx()))),
+        (approvals, Box::new(Approvals(cx()))),
+        (cools, Box::new(CoolOff(cx()))),
+        (true, Box::new(Checks(cx()))),
+        (true, Box::new(SyncPositions(cx()))),
+        (compares, Box::new(Reconcile(cx()))),
+        (true, Box::new(RequestRelease(cx()))),
+        (true, Box::new(Release(cx()))),
+    ];
+    all.into_iter().filter(|(asked_for, _)| *asked_for).map(|(_, step)| vec![step]).collect()
 }
 
 /// A step that ends with the gates.

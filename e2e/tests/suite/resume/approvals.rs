@@ -114,7 +114,13 @@ impl Desk {
     }
 
     /// Somebody decides about a resume as it stands; `but` is merged into the spec.
-    pub(super) async fn decide(&self, user: &str, name: &str, about: &TradingResume, but: Value) -> Result<Approval, kube::Error> {
+    pub(super) async fn decide(
+        &self,
+        user: &str,
+        name: &str,
+        about: &TradingResume,
+        but: Value,
+    ) -> Result<Approval, kube::Error> {
         let mut spec = json!({
             "subject": {"kind": "TradingResume", "name": about.name_any(), "uid": about.uid()},
             "hash": status(about).plan_hash, "decision": "Approve", "approver": user,

@@ -137,8 +137,6 @@ async fn s1_35_a_resume_brings_the_recorded_replicas_back_and_allows_trading_las
         [
             ("halted", done),
             ("guardrails", done),
-            ("approvals", skipped),
-            ("cool-off", skipped),
             ("checks", done),
             ("sync-positions", skipped),
             ("request-release", done),

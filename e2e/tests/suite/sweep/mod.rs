@@ -16,12 +16,14 @@ use futures::{StreamExt, stream};
 use serde_json::json;
 use standfast_e2e::faults::{Fault, Recorded, Strike};
 use standfast_operator::client::Clients;
+use tokio::sync::Semaphore;
 
 use crate::plane::plane;
 use stage::{BOTS, HALT, RESUME, Run, Stage, Where, judge, run};
 
-/// Worlds that are under way at a time.
+/// Worlds that are under way at a time, of all sweeps together.
 const WORLDS: usize = 12;
+static TURNS: Semaphore = Semaphore::const_new(WORLDS);
 
 /// What an operator is put through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

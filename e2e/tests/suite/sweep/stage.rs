@@ -39,7 +39,7 @@ use standfast_operator::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Plan, Scenario};
+use super::{Plan, Scenario, TURNS};
 
 /// The longest that a plan may take from its beginning to its end.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -525,7 +525,7 @@ fn in_order(scenario: Scenario, calls: &[Recorded]) -> Result<()> {
         for (bot, _) in BOTS {
             let scale = format!("PATCH deployments/{bot}/scale");
             // One that was under way when the process ended may have arrived; what is not restored shows at the end.
-            let sent = |c: &Recorded| c.outcome.took_effect() || c.outcome == Outcome::Open;
+            let sent = |c: &Recorded| c.outcome.took_effect() || matches!(c.outcome, Outcome::Open | Outcome::Failed);
             let restored = calls[..allow].iter().any(|c| c.armed && c.kind == scale && sent(c));
             ensure!(restored, "the venue accepts orders again before {bot} was restored");
         }
@@ -573,6 +573,7 @@ pub fn judge(plan: &Plan, run: &Run, clean: &End) -> Result<()> {
 
 /// Runs one plan in a world of its own.
 pub async fn run(plane: &Arc<ControlPlane>, plan: &Plan, place: Where) -> Result<Run> {
+    let _turn = TURNS.acquire().await?;
     let stage = Stage::new(plane, plan, place).await.context("setting the world up")?;
     let played = async {
         tokio::select! {
