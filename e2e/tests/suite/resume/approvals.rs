@@ -180,7 +180,7 @@ async fn s1_14_two_people_approve_and_trading_resumes() -> Result<()> {
     desk.decide("bert", "of-bert", &resume, json!({"comment": "prices are back"})).await?;
     desk.says("of-bert", ApprovalPhase::Valid, "TradingResume go counts it").await?;
     // Nobody counts twice.
-    desk.decide("bert", "again", &resume, json!({})).await?;
+    desk.decide("bert", "of-bert-again", &resume, json!({})).await?;
     let resume = desk.approved("1/2").await?;
     assert_eq!(status(&resume).phase, ResumePhase::AwaitingApproval);
     assert_held(&desk.world, "stale").await?;
@@ -193,7 +193,7 @@ async fn s1_14_two_people_approve_and_trading_resumes() -> Result<()> {
     for name in ["of-bert", "of-carl"] {
         desk.says(name, ApprovalPhase::Used, "TradingResume go released its halt with it").await?;
     }
-    desk.says("again", ApprovalPhase::Void, "TradingResume go has ended without it").await?;
+    desk.says("of-bert-again", ApprovalPhase::Void, "TradingResume go has ended without it").await?;
     // Withdrawn after its use, it changes nothing.
     desk.approvals("bert").await?.delete("of-bert", &DeleteParams::default()).await?;
     let after = desk.world.api::<TradingResume>().get("go").await?;

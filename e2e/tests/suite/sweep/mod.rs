@@ -208,8 +208,9 @@ async fn sweep(scenario: Scenario) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{} of {ran} plans failed", failed.len());
-    // Which calls there are differs a little from run to run; plans that all miss would prove nothing.
-    ensure!(missed.len() * 10 <= ran, "{} of {ran} plans did not reach their call", missed.len());
+    // Which calls there are differs a little from run to run, how many of them are looked at does not; plans that all miss
+    // would prove nothing.
+    ensure!(missed.len() * 5 <= ran, "{} of {ran} plans did not reach their call", missed.len());
     Ok(())
 }
 

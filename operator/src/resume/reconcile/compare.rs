@@ -226,7 +226,7 @@ mod tests {
 
         /// The other way round the same breaks, with the other sign: nothing is lost by where it is looked from.
         #[test]
-        fn both_sides_see_the_same_breaks(a in side(), b in side(), compare in "Positions|Fills", tolerance in "0|0.1|1") {
+        fn both_sides_see_the_same_breaks(a in side(), b in side(), compare in "Positions|Fills", tolerance in "0|0[.]1|1") {
             let comparison = comparison(&compare, &tolerance);
             let there = breaks(&comparison, &a, &b).unwrap();
             let mut back = breaks(&comparison, &b, &a).unwrap();
