@@ -84,7 +84,7 @@ impl Line {
             let end = space.flatten().filter(|at| *at > 0).unwrap_or(fits);
             rows.push(" ".repeat(indent) + &paint(&rest[..end], colours));
             rest = &rest[end..];
-            while !rows.is_empty() && rest.first().is_some_and(|(_, c)| *c == ' ') {
+            while rest.first().is_some_and(|(_, c)| *c == ' ') {
                 rest = &rest[1..];
             }
             if rest.is_empty() {

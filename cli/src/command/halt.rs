@@ -12,7 +12,7 @@ use standfast_crds::v1alpha1::{HaltPhase, TradingHalt, TradingResume, TradingSys
 use super::{Context, DONE, FAILED, INTERRUPTED, LOOK, now};
 use crate::{
     args,
-    cluster::Say,
+    cluster::{Listed, Say},
     failure::Failure,
     name,
     screen::Live,
@@ -227,23 +227,14 @@ async fn create(
     loop {
         let failure = match cluster.create::<TradingHalt>(&wanted, spec, false).await {
             Ok(Some(halt)) => return Ok((halt, true)),
-            Ok(None) if args.name.is_some() => match cluster.get::<TradingHalt>(&wanted).await {
-                Ok(Some(halt)) if same(&halt, spec) && !released(&halt) => return Ok((halt, false)),
-                Ok(Some(halt)) => return Err(name_is_taken(&halt, spec)),
-                // Gone in between.
-                Ok(None) => continue,
-                Err(failure) => failure,
-            },
             Ok(None) => match futures::try_join!(cluster.list::<TradingHalt>(), cluster.list::<TradingResume>()) {
-                Ok((halts, resumes)) => {
-                    if let Some(halt) = made_before(&halts.items, &resumes.items, &base, spec) {
-                        return Ok((halt.clone(), false));
+                Ok((halts, resumes)) => match taken(&halts, &resumes.items, &base, args.name.is_some(), spec)? {
+                    Taken::Before(halt) => return Ok((*halt, false)),
+                    Taken::Next(name) => {
+                        wanted = name;
+                        continue;
                     }
-                    let odd = |name: &str| halts.odd.iter().any(|o| o.contains(&format!(" {name}:")));
-                    let taken = |name: &str| odd(name) || halts.items.iter().any(|h| h.name_any() == name);
-                    wanted = name::free(&base, taken);
-                    continue;
-                }
+                },
                 Err(failure) => failure,
             },
             Err(failure) => failure,
@@ -265,11 +256,41 @@ async fn create(
     }
 }
 
-fn name_is_taken(halt: &TradingHalt, spec: &Value) -> Failure {
-    let name = halt.name_any();
-    let why = if same(halt, spec) { "is released" } else { "asks for something else" };
-    Failure::new(format!("TradingHalt {name} exists and {why}: nothing new is halted"))
-        .hint("give another --name, or leave it out")
+/// What a name that is taken means.
+enum Taken {
+    /// The same command made that halt before.
+    Before(Box<TradingHalt>),
+    /// This name is free.
+    Next(String),
+}
+
+/// There is a halt with the name `base`. If that one name is the user's choice, no other one is taken.
+fn taken(
+    halts: &Listed<TradingHalt>,
+    resumes: &[TradingResume],
+    base: &str,
+    chosen: bool,
+    spec: &Value,
+) -> Result<Taken, Failure> {
+    let own: Vec<TradingHalt> = halts.items.iter().filter(|h| !chosen || h.name_any() == base).cloned().collect();
+    if let Some(halt) = made_before(&own, resumes, base, spec) {
+        return Ok(Taken::Before(Box::new(halt.clone())));
+    }
+    let odd = |name: &str| halts.odd.iter().any(|o| o.contains(&format!(" {name}:")));
+    if !chosen {
+        let taken = |name: &str| odd(name) || halts.items.iter().any(|h| h.name_any() == name);
+        return Ok(Taken::Next(name::free(base, taken)));
+    }
+    let why = match own.first() {
+        Some(halt) if !same(halt, spec) => "asks for something else",
+        Some(halt) if released(halt) => "is released",
+        Some(_) => "is about to be released or deleted",
+        None if odd(base) => "cannot be read",
+        // Gone in between.
+        None => return Ok(Taken::Next(base.into())),
+    };
+    Err(Failure::new(format!("TradingHalt {base} exists and {why}: nothing new is halted"))
+        .hint("give another --name, or leave it out"))
 }
 
 impl Pursued {
@@ -457,6 +478,35 @@ mod tests {
         for (phase, expected) in [("Checking", None), ("AwaitingApproval", None), ("Failed", Some("stale"))] {
             let found = made_before(&halts, &[resume(json!({"phase": phase}))], "stale", &wanted());
             assert_eq!(found.map(ResourceExt::name_any).as_deref(), expected, "{phase}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_the_user_chose_is_the_only_one_that_is_tried() {
+        let told = |halts: Vec<TradingHalt>, odd: &[&str], resumes: &[TradingResume], chosen| {
+            let halts = Listed { items: halts, odd: odd.iter().map(|o| (*o).to_owned()).collect() };
+            match taken(&halts, resumes, "stale", chosen, &wanted()) {
+                Ok(Taken::Before(halt)) => format!("found {}", halt.name_any()),
+                Ok(Taken::Next(name)) => format!("next {name}"),
+                Err(failure) => failure.message,
+            }
+        };
+        let released = || halt("stale", json!({"phase": "Released"}));
+        let releasing = [resume(json!({"phase": "Releasing"}))];
+        assert_eq!(told(vec![halt("stale", proven())], &[], &[], true), "found stale");
+        assert_eq!(told(vec![released()], &[], &[], false), "next stale-2");
+        assert_eq!(told(vec![released(), halt("stale-2", proven())], &[], &[], false), "found stale-2");
+        assert_eq!(told(vec![halt("stale", proven())], &["TradingHalt stale-2: x"], &releasing, false), "next stale-3");
+        assert_eq!(told(vec![], &[], &[], true), "next stale", "gone in between");
+        for (halts, odd, resumes, why) in [
+            (vec![released(), halt("stale-2", proven())], &[][..], &[][..], "is released"),
+            (vec![halt("stale", proven())], &[], &releasing, "is about to be released or deleted"),
+            (vec![], &["TradingHalt stale: x"], &[], "cannot be read"),
+        ] {
+            assert_eq!(
+                told(halts, odd, resumes, true),
+                format!("TradingHalt stale exists and {why}: nothing new is halted")
+            );
         }
     }
 
