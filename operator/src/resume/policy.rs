@@ -147,7 +147,9 @@ mod tests {
     const EMPTY: fn() -> Value = || json!({});
 
     #[rstest]
-    #[case::system_alone(json!({"thresholds": {"failure": 3}}), EMPTY(), json!({"success": 1, "failure": 3, "interval": "5s"}))]
+    #[case::system_alone(
+        json!({"thresholds": {"failure": 3}}), EMPTY(), json!({"success": 1, "failure": 3, "interval": "5s"})
+    )]
     #[case::both(
         json!({"thresholds": {"success": 2, "failure": 1, "interval": "10s"}}),
         json!({"thresholds": {"success": 1, "failure": 4, "interval": "30s"}}),
@@ -160,7 +162,8 @@ mod tests {
     #[rstest]
     #[case(json!({"watch": {"for": "1h"}}), json!({"watch": {"for": "2h"}}), json!({"for": "2h"}))]
     #[case::all_checks_are_more_than_some(
-        json!({"watch": {"for": "1h"}}), json!({"watch": {"for": "1m", "checks": {"names": ["a"]}}}), json!({"for": "1h"})
+        json!({"watch": {"for": "1h"}}), json!({"watch": {"for": "1m", "checks": {"names": ["a"]}}}),
+        json!({"for": "1h"})
     )]
     #[case::some_of_both(
         json!({"watch": {"for": "1h", "checks": {"groups": ["data"]}}}),

@@ -148,8 +148,8 @@ pub fn resolve(
             }
             if !stage.limits.keys().eq(before.limits.keys()) {
                 return Err(format!(
-                    "stage {name} has other limits than {}: every stage gives the same ones, or what holds in it is not \
-                     known",
+                    "stage {name} has other limits than {}: every stage gives the same ones, or what holds in it is \
+                     not known",
                     before.name
                 ));
             }

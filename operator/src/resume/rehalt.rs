@@ -18,7 +18,7 @@ pub const RESUME_UID: &str = "standfast.dev/resume-uid";
 /// Name of the released halt whose record tells what to go back to, where a workload still stands at zero.
 pub const BASELINES_FROM: &str = "standfast.dev/baselines-from";
 
-/// Present when the record of that halt counts even where a workload runs: the resume had brought back a part of it only.
+/// Present when the record of that halt counts even where a workload runs: the resume had brought back only a part.
 pub const PARTLY_BACK: &str = "standfast.dev/partly-back";
 /// How long the halt waits for the operator's own name. It is made without it, too.
 const WHO: Duration = Duration::from_secs(1);

@@ -45,7 +45,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What this process knows of one resume beyond its status. It is lost with the process, which only makes stages longer.
+/// What this process knows of one resume beyond its status. Lost with the process, which only makes stages longer.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// Looks at the gates' checks.

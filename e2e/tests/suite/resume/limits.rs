@@ -136,7 +136,8 @@ async fn s0_63_the_bot_trades_at_the_small_limit_before_the_full_one() -> Result
     let authorized = json!([{"name": "Authorization", "value": format!("Bearer {}", bot.token)}]);
     let post = |path: &str| json!({"method": "POST", "url": format!("{url}{path}"), "headers": authorized});
     let limit = |name: &str| {
-        let set = json!({"method": "PUT", "url": format!("{url}/limits/{name}"), "headers": authorized, "body": {"value": "{value}"}});
+        let url_of_it = format!("{url}/limits/{name}");
+        let set = json!({"method": "PUT", "url": url_of_it, "headers": authorized, "body": {"value": "{value}"}});
         let read = json!({"http": {"url": format!("{url}/limits")}, "path": format!("$.{name}")});
         json!({"name": name, "set": {"http": set}, "read": read})
     };
@@ -145,7 +146,8 @@ async fn s0_63_the_bot_trades_at_the_small_limit_before_the_full_one() -> Result
         {"name": "restricted", "limits": limits("0.5", "conservative"), "hold": "10m"},
         {"name": "full", "limits": limits("2", "normal"), "hold": "1s"}]});
     let spec = json!({
-        "applicationHalt": {"request": post("/emergency/halt"), "resume": post("/emergency/resume"), "startsHalted": true},
+        "applicationHalt":
+            {"request": post("/emergency/halt"), "resume": post("/emergency/resume"), "startsHalted": true},
         "limits": [limit("maxPositionPercent"), limit("riskMode")],
         "resumePolicy": policy,
     });

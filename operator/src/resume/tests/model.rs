@@ -463,8 +463,8 @@ fn sequence(seed: u64) -> &'static str {
     model.disk.ended.unwrap_or(if model.disk.requested { "in a stage" } else { "at the gates" })
 }
 
-/// S0-29, S0-63, S1-36: never a stage shorter than declared, never a limit looser than the stage's, never trading without
-/// the gates, and halting wins.
+/// S0-29, S0-63, S1-36: never a stage shorter than declared, never a limit looser than the stage's, never trading
+/// without the gates, and halting wins.
 #[test]
 fn whatever_happens_no_stage_is_shorter_or_looser_than_declared() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();

@@ -140,10 +140,12 @@ fn with(spec: Value) -> TradingSystem {
 #[case::reserved(json!({"ramp": [{"name": "watch"}]}), json!({}), "a stage cannot be called watch")]
 #[case::of_a_step(json!({"ramp": [{"name": "allow-trading"}]}), json!({}), "a stage cannot be called allow-trading")]
 #[case::unknown_check(
-    json!({"ramp": [{"name": "a", "checks": {"names": ["x"]}}]}), json!({}), "stage a: the resume has no check x: there are api"
+    json!({"ramp": [{"name": "a", "checks": {"names": ["x"]}}]}), json!({}),
+    "stage a: the resume has no check x: there are api"
 )]
 #[case::unknown_group(
-    json!({"watch": {"for": "1m", "checks": {"groups": ["data"]}}}), json!({}), "watch: the resume has no check of the group data"
+    json!({"watch": {"for": "1m", "checks": {"groups": ["data"]}}}), json!({}),
+    "watch: the resume has no check of the group data"
 )]
 #[case::too_often(json!({"thresholds": {"interval": "10ms"}}), json!({}), "thresholds.interval is at least 1s")]
 #[case::http_without_suspension(
@@ -155,7 +157,9 @@ fn with(spec: Value) -> TradingSystem {
     json!({"venues": [], "limits": [limit("percent", by_http())]}), "(there is no venue)"
 )]
 #[case::http_and_more_pods(
-    json!({"ramp": [{"name": "a", "replicasPercent": 34, "limits": {"percent": "1"}}, {"name": "b", "limits": {"percent": "2"}}]}),
+    json!({"ramp": [
+        {"name": "a", "replicasPercent": 34, "limits": {"percent": "1"}}, {"name": "b", "limits": {"percent": "2"}},
+    ]}),
     json!({"limits": [limit("percent", by_http())],
         "applicationHalt": {"request": {"url": "https://bot.example/halt"}, "startsHalted": true}}),
     "Deployment bot gets more pods in a later stage"
