@@ -55,7 +55,7 @@ async fn a_system_is_halted_shown_explained_and_resumed() -> Result<()> {
 
     let again = first(&world.run_standfast(&halt).await?)?;
     assert_eq!((&again["name"], &again["created"], &again["outcome"]), (&json!(name), &json!(false), &json!("Halted")));
-    assert_eq!(halts(&world).await?, [name.clone()]);
+    assert_eq!(halts(&world).await?, std::slice::from_ref(&name));
 
     let status = world.run_standfast(&["status", "-o", "json"]).await?.json()?;
     assert_eq!((&status["systems"][0]["name"], &status["systems"][0]["state"]), (&json!("system"), &json!("Halted")));

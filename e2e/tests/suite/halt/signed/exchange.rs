@@ -196,7 +196,7 @@ async fn bybit(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap, p
     match asked {
         ("GET", "/v5/order/realtime") => tell(0, json!({"list": orders.iter().map(show).collect::<Vec<_>>()})),
         ("POST", "/v5/order/cancel-all") if parameters == r#"{"category":"linear","settleCoin":"USDT"}"# => {
-            let gone: Vec<_> = orders.drain(..).collect();
+            let gone: Vec<_> = std::mem::take(orders);
             tell(0, json!({"list": gone.iter().map(show).collect::<Vec<_>>(), "success": "1"}))
         }
         _ => Ok(StatusCode::NOT_FOUND.into_response()),
