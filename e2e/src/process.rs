@@ -38,6 +38,8 @@ impl Process {
             .env("STANDFAST_LISTEN", &listen)
             .env("STANDFAST_ALLOW_CIDRS", "127.0.0.0/8")
             .env("STANDFAST_WATCH_NAMESPACES", namespaces)
+            // As in the image.
+            .env("MALLOC_ARENA_MAX", "2")
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
             .stderr(said);
