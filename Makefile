@@ -47,16 +47,14 @@ test: ## Everything that proves the product (what CI runs)
 test-alone:
 	@echo "== formatting, clippy, manifests and charts"
 	@$(MAKE) checks
+	@echo "== unit, property and control-plane tests"
 	@cargo build --locked --workspace --all-targets
-	@$(tools) controlplane >/dev/null
-	@echo "== unit, property, control-plane and end-to-end tests"
-	@$(MAKE) -j2 in-process e2e-alone
+	@$(with_controlplane) RUST_TEST_THREADS=$(threads) cargo test --locked --workspace -- --skip kind::
+	@echo "== end-to-end tests on a cluster"
+	@$(MAKE) e2e-alone
 
-# Side by side: both wait most of the time, the first for API servers and for time to pass,
-# the second for pods. What both need, and what takes all of a machine, is built before.
-.PHONY: in-process
-in-process:
-	@$(with_controlplane) RUST_TEST_THREADS=$$(($$(nproc) * 4)) cargo test --locked --workspace -- --skip kind::
+# Tests at a time: most of them wait, for API servers and for time to pass.
+threads = $$(($$(nproc) * 4))
 
 .PHONY: unit
 unit: ## Tests that need no cluster
