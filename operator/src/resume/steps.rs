@@ -272,7 +272,7 @@ impl Step for RequestRelease {
         if let Some(why) = gates::outgrown(&halts, &cx.plan) {
             return Observation::Failed(why);
         }
-        match reconcile::look(cx, When::Halted).await {
+        match reconcile::look(cx).await {
             Observation::Done(_) | Observation::NotNeeded(_) => {}
             otherwise => return otherwise,
         }

@@ -150,9 +150,9 @@ async fn sweep(scenario: Scenario) -> Result<()> {
         plans.extend(faults.into_iter().map(|f| Plan { scenario, strike: strike(f) }));
     }
     let mutating = keys.iter().filter(|k| k.1).count();
-    let unsteady: BTreeSet<_> = keys.iter().filter(|k| k.1 && k.2 < runs.len()).map(|k| k.0.as_str()).collect();
+    let unsteady: BTreeSet<_> = keys.iter().filter(|k| k.2 < runs.len()).map(|k| k.0.clone()).collect();
     say(&format!(
-        "{}: {} calls in {} clean runs, {mutating} of them change something, {} of those not in every run; {} of {} plans",
+        "{}: {} calls in {} clean runs, {mutating} of them change something, {} were not in every run; {} of {} plans",
         scenario.name(),
         keys.len(),
         runs.len(),
@@ -160,10 +160,6 @@ async fn sweep(scenario: Scenario) -> Result<()> {
         plans.len(),
         keys.len() * Fault::ALL.len()
     ));
-    for key in &unsteady {
-        say(&format!("  not in every run: {key}"));
-    }
-    let worlds = std::env::var("STANDFAST_SWEEP_WORLDS").ok().and_then(|n| n.parse().ok()).unwrap_or(WORLDS);
     let (expected, all) = (&expected, plans.len());
     let results = stream::iter(plans)
         .map(|plan| async move {
@@ -172,13 +168,17 @@ async fn sweep(scenario: Scenario) -> Result<()> {
                 .and_then(|run| judge(&plan, &run, expected).map(|()| (run.struck, run.asks)));
             (plan, judged)
         })
-        .buffer_unordered(worlds);
+        .buffer_unordered(WORLDS);
     let mut results = std::pin::pin!(results);
-    let (mut ran, mut missed, mut asked, mut failed) = (0, vec![], vec![], vec![]);
+    let (mut ran, mut missed, mut asked, mut failed, mut steady) = (0, vec![], vec![], vec![], (0, 0));
     while let Some((plan, judged)) = results.next().await {
         ran += 1;
         if ran % 50 == 0 {
             say(&format!("{}: {ran} of {all} plans, {} s", scenario.name(), begun.elapsed().as_secs()));
+        }
+        // A call that was not in every clean run may well not come.
+        if plan.strike.as_ref().is_some_and(|s| !unsteady.contains(&s.key)) {
+            steady = (steady.0 + 1, steady.1 + usize::from(matches!(judged, Ok((false, None)))));
         }
         match judged {
             Ok((_, Some(why))) => asked.push(format!("{plan}: {why}")),
@@ -208,9 +208,9 @@ async fn sweep(scenario: Scenario) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{} of {ran} plans failed", failed.len());
-    // Which calls there are differs a little from run to run, how many of them are looked at does not; plans that all miss
-    // would prove nothing.
-    ensure!(missed.len() * 5 <= ran, "{} of {ran} plans did not reach their call", missed.len());
+    // Which calls there are differs a little from run to run; plans that all miss would prove nothing.
+    let (plans, missed) = steady;
+    ensure!(missed * 10 <= plans, "{missed} of {plans} plans did not reach a call that was in every clean run");
     Ok(())
 }
 

@@ -34,11 +34,21 @@ const LIVE_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<Mutex<Option<Found>>>);
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Found {
-    open: Vec<Break>,
-    accepted: Vec<Break>,
-    by: Vec<CountedApproval>,
+/// What a look found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    /// While the halt holds.
+    Halted {
+        /// What nobody accepted.
+        open: Vec<Break>,
+        /// What these people accepted.
+        accepted: Vec<Break>,
+        by: Vec<CountedApproval>,
+        /// Nobody else's approval is asked for: those of another look do not stay.
+        alone: bool,
+    },
+    /// After the release: what was accepted for it, and by whom, stays as it was used.
+    Live(Vec<Break>),
 }
 
 impl Ledger {
@@ -48,11 +58,18 @@ impl Ledger {
 
     /// Puts what was found into a status. Who accepted breaks has approved, and is used up with the others.
     pub fn show(&self, status: &mut TradingResumeStatus) {
-        let Some(found) = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
-        (status.breaks, status.accepted_breaks) = (found.open, found.accepted);
-        for by in found.by {
-            if !status.approvals.iter().any(|known| known.uid == by.uid) {
-                status.approvals.push(by);
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match found {
+            None => {}
+            Some(Found::Live(open)) => status.breaks = open,
+            Some(Found::Halted { open, accepted, by, alone }) => {
+                (status.breaks, status.accepted_breaks) = (open, accepted);
+                if alone {
+                    status.approvals.clear();
+                }
+                let new = |a: &CountedApproval| !status.approvals.iter().any(|known| known.uid == a.uid);
+                let more: Vec<_> = by.into_iter().filter(new).collect();
+                status.approvals.extend(more);
             }
         }
     }
@@ -99,32 +116,51 @@ async fn breaks(cx: &Context, when: When) -> Result<Vec<Break>, String> {
     Ok(all)
 }
 
-/// Compares, and asks who accepts what differs.
-pub(super) async fn look(cx: &Context, when: When) -> Observation {
-    let all = wanted(cx, when).len();
+/// Compares while the halt holds, and asks who accepts what differs.
+pub(super) async fn look(cx: &Context) -> Observation {
+    let all = wanted(cx, When::Halted).len();
     if all == 0 {
         return Observation::NotNeeded("the resumePolicy compares nothing here".into());
     }
-    let found = match breaks(cx, when).await {
+    let found = match breaks(cx, When::Halted).await {
         Ok(found) => found,
         // What was found before may be true still; nobody can accept what is not known.
         Err(why) => return Observation::InProgress(shorten(&why)),
     };
+    let alone = cx.plan.policy.approvals.is_empty();
     if found.is_empty() {
-        cx.ledger.note(Found::default());
+        cx.ledger.note(Found::Halted { open: vec![], accepted: vec![], by: vec![], alone });
         return Observation::Done(format!("{all} of {all} comparisons agree"));
     }
     match approvals::accepted(cx, &found).await {
         Ok(by) => {
             let names: Vec<_> = by.iter().map(|a| a.approver.as_str()).collect();
             let said = format!("accepted by {}: {}", names.join(", "), in_words(&found));
-            cx.ledger.note(Found { accepted: found, by, ..Found::default() });
+            cx.ledger.note(Found::Halted { open: vec![], accepted: found, by, alone });
             Observation::Done(shorten(&said))
         }
         Err(why) => {
             let said = format!("{}; {why}", in_words(&found));
-            cx.ledger.note(Found { open: found, ..Found::default() });
+            cx.ledger.note(Found::Halted { open: found, accepted: vec![], by: vec![], alone });
             Observation::InProgress(shorten(&said))
+        }
+    }
+}
+
+/// Compares what the running bot says. Approvals were used up by the release: what it did not know, nobody accepts any more.
+async fn look_live(cx: &Context) -> Observation {
+    let all = wanted(cx, When::Live).len();
+    match breaks(cx, When::Live).await {
+        Err(why) => Observation::InProgress(shorten(&why)),
+        Ok(found) => {
+            let said = in_words(&found);
+            let agree = found.is_empty();
+            cx.ledger.note(Found::Live(found));
+            if agree {
+                Observation::Done(format!("{all} of {all} comparisons agree"))
+            } else {
+                Observation::InProgress(said)
+            }
         }
     }
 }
@@ -144,7 +180,7 @@ impl Step for Reconcile {
     }
 
     async fn observe(&self, _: &StepStatus) -> Observation {
-        look(&self.0, When::Halted).await
+        look(&self.0).await
     }
 
     async fn act(&self, _: &StepStatus) -> Acted {
@@ -171,7 +207,7 @@ impl Step for ReconcileLive {
         match cx.halts().await {
             Ok(halts) => match stopped_by(cx, &halts) {
                 Some(by) => Observation::InProgress(by),
-                None => look(cx, When::Live).await,
+                None => look_live(cx).await,
             },
             Err(why) => Observation::InProgress(why),
         }
@@ -179,5 +215,60 @@ impl Step for ReconcileLive {
 
     async fn act(&self, _: &StepStatus) -> Acted {
         Acted::Started { message: String::new(), external_ref: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn a_break(symbol: &str) -> Break {
+        serde_json::from_value(json!({"venue": "alpaca", "symbol": symbol, "kind": "Position", "difference": "1"}))
+            .unwrap()
+    }
+
+    fn approval(uid: &str) -> Value {
+        json!({"name": uid, "uid": uid, "approver": uid, "decision": "Approve", "at": "2026-01-01T00:00:00.000000Z"})
+    }
+
+    fn shown(found: Found, before: Value) -> Value {
+        let mut status: TradingResumeStatus = serde_json::from_value(before).unwrap();
+        let ledger = Ledger::default();
+        ledger.note(found);
+        ledger.show(&mut status);
+        let uids: Vec<_> = status.approvals.iter().map(|a| a.uid.as_str()).collect();
+        json!({"open": status.breaks.len(), "accepted": status.accepted_breaks.len(), "by": uids})
+    }
+
+    fn accepted(by: &str, alone: bool) -> Found {
+        let by = vec![serde_json::from_value(approval(by)).unwrap()];
+        Found::Halted { open: vec![], accepted: vec![a_break("A")], by, alone }
+    }
+
+    #[test]
+    fn whoever_accepts_is_counted_once_and_beside_the_others() {
+        let before = json!({"approvals": [approval("bert")]});
+        assert_eq!(
+            shown(accepted("carl", false), before.clone()),
+            json!({"open": 0, "accepted": 1, "by": ["bert", "carl"]})
+        );
+        assert_eq!(shown(accepted("bert", false), before), json!({"open": 0, "accepted": 1, "by": ["bert"]}));
+    }
+
+    #[test]
+    fn who_has_withdrawn_is_not_said_to_have_accepted() {
+        let before = json!({"approvals": [approval("bert")], "acceptedBreaks": [a_break("A")]});
+        assert_eq!(shown(accepted("carl", true), before.clone()), json!({"open": 0, "accepted": 1, "by": ["carl"]}));
+        let open = Found::Halted { open: vec![a_break("A")], accepted: vec![], by: vec![], alone: true };
+        assert_eq!(shown(open, before), json!({"open": 1, "accepted": 0, "by": []}));
+    }
+
+    #[test]
+    fn what_was_accepted_for_the_release_stays_on_record() {
+        let before = json!({"approvals": [approval("bert")], "acceptedBreaks": [a_break("A")]});
+        assert_eq!(shown(Found::Live(vec![]), before.clone()), json!({"open": 0, "accepted": 1, "by": ["bert"]}));
+        assert_eq!(shown(Found::Live(vec![a_break("B")]), before), json!({"open": 1, "accepted": 1, "by": ["bert"]}));
     }
 }
