@@ -335,6 +335,22 @@ pub async fn read<T>(
     within(limit, what, call, Class::Transient, Class::of_read).await
 }
 
+/// All objects, page by page. To be given a limit by [`read`].
+pub async fn list_all<K>(api: &kube::Api<K>) -> kube::Result<Vec<K>>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let (mut all, mut params) = (vec![], kube::api::ListParams::default().limit(500));
+    loop {
+        let page = api.list(&params).await?;
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|c| !c.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
 async fn within<T>(
     limit: Duration,
     what: impl Into<String>,

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod outbound;
 pub mod resume;
 pub mod scale;
+pub mod sight;
 pub mod system;
 pub mod telemetry;
 pub mod workloads;

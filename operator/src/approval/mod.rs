@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::json;
@@ -38,19 +38,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// The approvals of a subject, live. One of them that cannot be read might be a rejection: that is an error.
 pub async fn of_subject(client: &Client, namespace: &str, subject: &Subject) -> Result<Vec<Approval>, String> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Approval>(&()));
-    let pages = async {
-        let (mut all, mut params) = (vec![], ListParams::default().limit(500));
-        loop {
-            let page = api.list(&params).await?;
-            all.extend(page.items);
-            match page.metadata.continue_.filter(|c| !c.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => return Ok::<_, kube::Error>(all),
-            }
-        }
-    };
     let what = format!("listing Approvals in {namespace}");
-    let all = client::read(DEADLINE, what, pages).await.map_err(|e| e.to_string())?;
+    let all = client::read(DEADLINE, what, client::list_all(&api)).await.map_err(|e| e.to_string())?;
     let ours = all.into_iter().filter(|a| a.data.pointer("/spec/subject/name").is_none_or(|n| *n == *subject.name));
     ours.map(|approval| {
         let name = approval.name_any();

@@ -50,6 +50,7 @@ use crate::{
     leader::Leadership,
     metrics::Metrics,
     scale::Scaler,
+    sight::monotonic,
     workloads::Workloads,
 };
 use baseline::Registry;
@@ -310,7 +311,7 @@ impl HaltReconciler {
         status.running_pods = observed.facts.pods.as_ref().ok().and_then(|p| i64::try_from(p.running).ok());
         record::apply(&mut status, &judgement, halt.metadata.generation, now, (observed.as_of, observed.life));
         let proven = memory.proven.get_or_insert_with(|| proven::ProvenFor::stored(&status));
-        proven.note(proven.seen(&status), Instant::now(), policy.reverify_interval.get().max(SHORTEST));
+        proven.note(proven.seen(&status), monotonic(), policy.reverify_interval.get().max(SHORTEST));
         status.proven_for = proven.shown();
         if old.times.halted_at.is_none() && status.times.halted_at.is_some() {
             self.metrics.proven(memory.started.elapsed());

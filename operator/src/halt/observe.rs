@@ -10,7 +10,6 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::ListParams,
     core::{Selector, SelectorExt},
 };
 use standfast_crds::v1alpha1::{
@@ -236,19 +235,8 @@ impl HaltReconciler {
             + serde::de::DeserializeOwned,
     {
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-        let pages = async {
-            let (mut all, mut params) = (vec![], ListParams::default().limit(500));
-            loop {
-                let page = api.list(&params).await?;
-                all.extend(page.items);
-                match page.metadata.continue_.filter(|c| !c.is_empty()) {
-                    Some(token) => params = params.continue_token(&token),
-                    None => return Ok::<_, kube::Error>(all),
-                }
-            }
-        };
         let what = format!("listing {what} of namespace {namespace}");
-        client::read(LIST_DEADLINE, what, pages).await.map_err(|e| e.to_string())
+        client::read(LIST_DEADLINE, what, client::list_all(&api)).await.map_err(|e| e.to_string())
     }
 
     async fn running_pods(&self, namespace: &str, workloads: &[LatchedWorkload], jobs: &Known<Jobs>) -> Known<Pods> {

@@ -1,15 +1,10 @@
-//! For how long a halt was proven, in time in which it was seen: what the gate `cool-off` of a resume asks for.
-//!
-//! The monotonic time between two passing verifications counts, at most two intervals of it; the first one of a
-//! process adds nothing. So a clock that is set changes nothing, and an operator that is away only ever makes it
-//! later.
+//! For how long a halt was proven, in sight of the operator: what the gate `cool-off` of a resume asks for.
 
 use std::time::Duration;
 
 use standfast_crds::v1alpha1::{self as crds, HaltPhase, TradingHalt, TradingHaltStatus, TradingResume};
-use tokio::time::Instant;
 
-use crate::resume::ResumePlan;
+use crate::{resume::ResumePlan, sight::InSight};
 
 /// How often it is written while a resume waits for it.
 const RECORD: Duration = Duration::from_secs(10);
@@ -27,43 +22,36 @@ pub enum Seen {
 
 /// How long so far.
 #[derive(Clone, Copy, Debug)]
-pub struct ProvenFor {
-    total: Duration,
-    last: Option<Instant>,
-}
+pub struct ProvenFor(InSight);
 
 impl ProvenFor {
     /// As another process left it.
     pub fn stored(status: &TradingHaltStatus) -> Self {
-        Self { total: status.proven_for.map(crds::Duration::get).unwrap_or_default(), last: None }
+        Self(InSight::from(status.proven_for.map(crds::Duration::get).unwrap_or_default()))
     }
 
     /// What this look says: before the first proof of a process its counts are only begun, and that is no loss.
     pub fn seen(&self, status: &TradingHaltStatus) -> Seen {
         match status.phase {
             HaltPhase::Halted => Seen::Proven,
-            HaltPhase::Verifying if self.last.is_none() => Seen::Counting,
-            HaltPhase::Closing if self.last.is_none() && status.open_positions == Some(0) => Seen::Counting,
+            HaltPhase::Verifying if !self.0.passing() => Seen::Counting,
+            HaltPhase::Closing if !self.0.passing() && status.open_positions == Some(0) => Seen::Counting,
             _ => Seen::Lost,
         }
     }
 
     /// Takes note of a look.
-    pub fn note(&mut self, seen: Seen, now: Instant, interval: Duration) {
-        match (seen, self.last) {
-            (Seen::Proven, Some(last)) => {
-                self.total += now.saturating_duration_since(last).min(interval * 2);
-                self.last = Some(now);
-            }
-            (Seen::Proven, None) => self.last = Some(now),
-            (Seen::Counting, _) => {}
-            (Seen::Lost, _) => *self = Self { total: Duration::ZERO, last: None },
+    pub fn note(&mut self, seen: Seen, at: Duration, interval: Duration) {
+        match seen {
+            Seen::Proven => self.0.look(at, true, interval),
+            Seen::Counting => {}
+            Seen::Lost => self.0 = InSight::default(),
         }
     }
 
     /// For the status: whole milliseconds; none if the proof is lost or new.
     pub fn shown(&self) -> Option<crds::Duration> {
-        let millis = u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(self.0.total().as_millis()).unwrap_or(u64::MAX);
         (millis > 0).then(|| Duration::from_millis(millis).into())
     }
 }
@@ -111,7 +99,7 @@ mod tests {
     #[case::lost_while_nobody_looked("0P 10P | 60L 1P 10P", 10)]
     #[case::restarts_all_the_time_add_nothing("0P | 9P | 9P | 9P", 0)]
     fn time_in_which_it_was_seen(#[case] looks: &str, #[case] expected: u64) {
-        let (mut status, mut now) = (TradingHaltStatus::default(), Instant::now());
+        let (mut status, mut now) = (TradingHaltStatus::default(), SECOND);
         for process in looks.split(" | ") {
             let mut proven = ProvenFor::stored(&status);
             for look in process.split(' ') {
@@ -148,7 +136,7 @@ mod tests {
         let status = TradingHaltStatus { phase, open_positions: positions, ..TradingHaltStatus::default() };
         let mut proven = ProvenFor::stored(&status);
         if proved {
-            proven.note(P, Instant::now(), SECOND);
+            proven.note(P, SECOND, SECOND);
         }
         assert_eq!(proven.seen(&status), seen);
     }

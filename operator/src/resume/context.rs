@@ -8,17 +8,17 @@ use std::{
 use futures::{StreamExt, stream};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp};
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
-use standfast_crds::v1alpha1::{Check, CheckState, HttpRequest, TradingHalt};
+use standfast_crds::v1alpha1::{Break, Check, CheckState, HttpRequest, OrdersRead, TradingHalt};
 
 use super::{
     approvals::Tally,
     plan::ResumePlan,
     reconcile::Ledger,
-    restore::Names,
+    restore::{Names, stopped_by},
     watch::{Memory, Record},
 };
 use crate::{
-    calls::Caller,
+    calls::{Caller, Orders, template},
     client,
     guardrails::Guardrails,
     outbound::CallError,
@@ -27,6 +27,8 @@ use crate::{
     workloads::Workloads,
 };
 
+/// How long a request may take whose call must be over before the lease is: two leaders must not call at the same time.
+pub(super) const LEASED: Duration = Duration::from_millis(3500);
 /// The longest that one call to the API server may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
 /// How many checks or workloads are looked at at a time.
@@ -65,6 +67,8 @@ pub(super) struct Context {
     pub restored: Names,
     /// What the comparisons found.
     pub ledger: Ledger,
+    /// The breaks that people accepted for the release.
+    pub accepted: Vec<Break>,
     /// What the steps find out of stages.
     pub record: Record,
     /// What this process knows beyond the status.
@@ -138,6 +142,23 @@ impl Context {
         stream::iter(questions).buffered(PARALLEL).collect().await
     }
 
+    /// Reads orders, or fills, since a time, over HTTP.
+    pub async fn orders_since(&self, read: &OrdersRead, at: Timestamp) -> Result<Orders, String> {
+        let mut read = read.clone();
+        read.http = read.http.map(|http| template::with(&http, "since", &since(at))).transpose()?;
+        self.outside.caller.read_orders(&self.namespace, &read).await.map_err(|e| e.to_string())
+    }
+
+    /// The halts, live, unless one of them forbids to raise anything now: a new one that has not said yet what it holds,
+    /// or that ends this resume. Every step asks it before it acts on what may trade.
+    pub async fn unstopped(&self) -> Result<Vec<TradingHalt>, String> {
+        let halts = self.halts().await?;
+        match stopped_by(self, &halts) {
+            Some(why) => Err(why),
+            None => Ok(halts),
+        }
+    }
+
     /// Sends a request once. It takes at most `limit`.
     pub async fn send(&self, request: &HttpRequest, limit: Duration) -> Sent {
         let mut call = match self.outside.caller.prepare(&self.namespace, request, None).await {
@@ -153,6 +174,11 @@ impl Context {
             Err(error @ CallError::UnknownOutcome(_)) => Sent::Unknown(error.to_string()),
         }
     }
+}
+
+/// A time in a request for what happened since: RFC 3339, in whole seconds.
+pub(super) fn since(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// How long asking these checks may take, all at once.
@@ -179,4 +205,14 @@ pub(super) fn time_for<'a>(checks: impl Iterator<Item = &'a Check>) -> Duration 
 /// How long a request may take.
 pub(super) fn time_of(request: &HttpRequest) -> Duration {
     request.timeout.map_or(HTTP_TIMEOUT, |t| t.get()).min(crate::calls::caller::TIMEOUT_LIMIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_in_a_request_is_written_as_rfc_3339() {
+        assert_eq!(since(Timestamp::from_millisecond(1_500).unwrap()), "1970-01-01T00:00:01Z");
+    }
 }

@@ -1,42 +1,14 @@
-//! How long a stage has held, and whether what is watched still passes: without clock and calls.
-//!
-//! Time is accumulated from looks: what counts is the monotonic time between two looks that both passed, at most two
-//! intervals of it, so that an outage extends a stage and a wall clock that is set does not matter.
+//! How long a stage has held, in sight of the operator, and whether what is watched still passes: without clock and
+//! calls.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use standfast_crds::v1alpha1::{CheckState, OnRegression, shorten};
 
+use crate::sight::InSight;
+
 /// How much held time may be lost with the process: that much at most is not written down.
 pub const UNWRITTEN: Duration = Duration::from_secs(10);
-
-/// Time that passed in sight of the operator.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    total: Duration,
-    /// When the last look passed, by the monotonic clock of this process.
-    passed: Option<Duration>,
-}
-
-impl Held {
-    /// Goes on from what is written down: the first look adds nothing.
-    pub fn from(total: Duration) -> Self {
-        Self { total, passed: None }
-    }
-
-    /// All of it so far.
-    pub fn total(&self) -> Duration {
-        self.total
-    }
-
-    /// Takes a look into account.
-    pub fn look(&mut self, at: Duration, passes: bool, interval: Duration) {
-        if let Some(before) = self.passed.filter(|_| passes) {
-            self.total = self.total.saturating_add(at.saturating_sub(before).min(interval.saturating_mul(2)));
-        }
-        self.passed = passes.then_some(at);
-    }
-}
 
 /// Whether it is time to write the held time down.
 pub fn to_write(written: Option<Duration>, held: Duration) -> bool {
@@ -140,7 +112,7 @@ pub enum Verdict {
 /// What this process knows of a stage that is under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stage {
-    held: Held,
+    held: InSight,
     looked: Option<Duration>,
     failures: BTreeMap<String, u32>,
     fault: Option<Fault>,
@@ -149,7 +121,7 @@ pub struct Stage {
 impl Stage {
     /// Goes on with a stage that has held so long, as it is written down.
     pub fn from(held: Duration) -> Self {
-        Self { held: Held::from(held), ..Self::default() }
+        Self { held: InSight::from(held), ..Self::default() }
     }
 
     /// How long it has held.
@@ -191,7 +163,7 @@ impl Stage {
                 self.fault = Some(fault.clone());
                 return Verdict::Regressed(fault.clone());
             }
-            (Some(_), OnRegression::Hold) => self.held = Held::default(),
+            (Some(_), OnRegression::Hold) => self.held = InSight::default(),
             _ => {}
         }
         // With a milder answer a regression is over when everything passes again.

@@ -9,10 +9,9 @@ use kube::{Api, ResourceExt, api::PostParams};
 use standfast_crds::v1alpha1::{CheckState, ConfigMapKey, Limit, Stage, StepStatus, shorten};
 
 use super::{
-    context::{Context, DEADLINE, PARALLEL, Sent, time_of},
+    context::{Context, DEADLINE, LEASED, PARALLEL, Sent, time_of},
     hold::Watched,
     ramp::{part, step_name},
-    restore::stopped_by,
 };
 use crate::{
     calls::{decimal::Decimal, document::Scalar, template},
@@ -24,8 +23,6 @@ use crate::{
 /// How long a stage's limits may take to be written, and to be told by the bot: a kubelet takes a minute or two to
 /// bring a changed ConfigMap to its pods.
 const LIMITS_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long setting a limit may take whose call must be over before the lease is.
-const LEASED: Duration = Duration::from_millis(3500);
 /// ConfigMaps that may be written carry this label.
 const USE_LABEL: &str = "standfast.dev/use";
 
@@ -174,11 +171,7 @@ impl Step for Write {
 
     async fn act(&self, _: &StepStatus) -> Acted {
         let cx = &self.cx;
-        let halts = match cx.halts().await {
-            Ok(halts) => halts,
-            Err(why) => return Acted::Again(why),
-        };
-        if let Some(why) = stopped_by(cx, &halts) {
+        if let Err(why) = cx.unstopped().await {
             return Acted::Again(why);
         }
         let api: Api<ConfigMap> = Api::namespaced(cx.outside.client.clone(), &cx.namespace);
@@ -236,11 +229,7 @@ impl Step for Prove {
 
     async fn act(&self, _: &StepStatus) -> Acted {
         let cx = &self.cx;
-        let halts = match cx.halts().await {
-            Ok(halts) => halts,
-            Err(why) => return Acted::Again(why),
-        };
-        if let Some(why) = stopped_by(cx, &halts) {
+        if let Err(why) = cx.unstopped().await {
             return Acted::Again(why);
         }
         let told = told(cx, &self.stage).await;

@@ -223,6 +223,7 @@ impl ResumeReconciler {
             paused: resume.spec.paused,
             restored: journal.restored.clone(),
             ledger: journal.ledger.clone(),
+            accepted: resume.status.as_ref().map(|s| s.accepted_breaks.clone()).unwrap_or_default(),
             record: journal.record.clone(),
             memory: self.memories.of(&resume.uid().unwrap_or_default()),
             requested_at,

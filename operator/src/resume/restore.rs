@@ -105,13 +105,10 @@ impl Step for RestoreWorkloads {
     async fn act(&self, _: &StepStatus) -> Acted {
         let cx = &self.cx;
         let over = Box::pin(sleep(BEGIN));
-        let halts = match cx.halts().await {
+        let halts = match cx.unstopped().await {
             Ok(halts) => halts,
             Err(why) => return Acted::Again(why),
         };
-        if let Some(halt) = stopped_by(cx, &halts) {
-            return Acted::Again(halt);
-        }
         let workloads = gates::to_restore(&halts, &cx.plan);
         let calls: Vec<_> = workloads.iter().map(|w| self.restore(&halts, w)).collect();
         let mut done: Vec<_> = stream::iter(calls).take_until(over).buffered(PARALLEL).collect().await;

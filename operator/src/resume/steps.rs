@@ -18,11 +18,12 @@ use super::{
     restore::{Ready, RestoreWorkloads},
     status::{NOT_RELEASED, step},
     venues::{AllowTrading, ApplicationResume, Verify},
-    watch::{Hold, Meanwhile, monotonic},
+    watch::{Hold, Meanwhile},
 };
 use crate::{
     engine::{Acted, Definition, Observation, Procedure, Step},
     halt::release,
+    sight::monotonic,
 };
 
 /// All steps of a resume, in order.

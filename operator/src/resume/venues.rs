@@ -7,7 +7,7 @@ use standfast_crds::v1alpha1::{Action, JobAction, StateRead, StepStatus, Trading
 
 use super::{
     actions,
-    context::{Context, DEADLINE, Sent, time_for, time_of},
+    context::{Context, DEADLINE, LEASED, Sent, time_for, time_of},
     gates,
     plan::PlanVenue,
     restore::{READY_TIMEOUT, ready, restored, stopped_by},
@@ -20,8 +20,6 @@ use crate::{
 
 /// How long a venue may take to accept orders again.
 const ALLOW_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a request may take whose call must be over before the lease is.
-const LEASED: Duration = Duration::from_millis(3500);
 /// How often the bot's endpoint is tried.
 const APPLICATION_TRIES: i64 = 3;
 
@@ -55,13 +53,10 @@ impl Step for ApplicationResume {
         if entry.attempts > APPLICATION_TRIES {
             return Acted::NotNeeded("best effort, given up: it takes too long".into());
         }
-        let halts = match self.0.halts().await {
+        let halts = match self.0.unstopped().await {
             Ok(halts) => halts,
             Err(why) => return Acted::Again(why),
         };
-        if let Some(why) = stopped_by(&self.0, &halts) {
-            return Acted::Again(why);
-        }
         let by = gates::still_held(&halts, &self.0.plan);
         if !by.is_empty() {
             return Acted::NotNeeded(format!("still halted by {}", join(&by)));
@@ -169,13 +164,10 @@ impl Step for AllowTrading {
     }
 
     async fn act(&self, entry: &StepStatus) -> Acted {
-        let halts = match self.cx.halts().await {
+        let halts = match self.cx.unstopped().await {
             Ok(halts) => halts,
             Err(why) => return Acted::Again(why),
         };
-        if let Some(why) = stopped_by(&self.cx, &halts) {
-            return Acted::Again(why);
-        }
         let by = holders(&self.cx, &halts, &self.venue);
         if !by.is_empty() {
             return Acted::NotNeeded(format!("still halted by {}", join(&by)));

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures::{StreamExt, future::join3, stream};
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use standfast_crds::v1alpha1::{
     Check, CheckState, OnRegression, OrderSummary, Regression, Stage, StageStatus, StepStatus, TradingResumeStatus,
     shorten,
@@ -24,8 +24,8 @@ use super::{
     restore::stopped_by,
 };
 use crate::{
-    calls::template,
     engine::{Acted, Definition, Observation, Step},
+    sight::monotonic,
 };
 
 /// The longest time between two looks at whether the resume was halted, paused or aborted.
@@ -34,12 +34,6 @@ const AWAKE: Duration = Duration::from_secs(2);
 const ORDERS_TIME: Duration = Duration::from_secs(60);
 /// What duplicate orders are called where checks have names.
 const DUPLICATES: &str = "duplicate-orders";
-
-/// The monotonic time of this process.
-pub(super) fn monotonic() -> Duration {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    START.elapsed()
-}
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -135,24 +129,11 @@ pub fn duplicates<'a>(venue: &str, orders: impl Iterator<Item = &'a OrderSummary
     Some(format!("venue {venue} has {} orders with the client order id {client}{more}", orders.len()))
 }
 
-/// The time in a request for what happened since.
-fn since(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
 async fn doubled(cx: &Context) -> Vec<Watched> {
     let Some(at) = cx.requested_at else { return vec![] };
     let reads = cx.plan.venues.iter().filter_map(|v| v.orders_since.as_ref().map(|r| (&v.name, r)));
     let asked = reads.map(|(venue, read)| async move {
-        let mut read = read.clone();
-        let filled = read.http.as_ref().map(|http| template::with(http, "since", &since(at))).transpose();
-        let orders = match filled {
-            Ok(http) => {
-                read.http = http;
-                cx.outside.caller.read_orders(&cx.namespace, &read).await.map_err(|e| e.to_string())
-            }
-            Err(why) => Err(why),
-        };
+        let orders = cx.orders_since(read, at).await;
         let (state, message) = match orders {
             Err(why) => (CheckState::Unknown, format!("venue {venue}: {why}")),
             Ok(orders) => match duplicates(venue, orders.orders.iter().map(|o| &o.summary)) {
@@ -449,10 +430,5 @@ mod tests {
     )]
     fn one_client_order_id_is_one_order(#[case] orders: Vec<OrderSummary>, #[case] expected: Option<&str>) {
         assert_eq!(duplicates("alpaca", orders.iter()).as_deref(), expected);
-    }
-
-    #[test]
-    fn the_time_of_the_release_is_written_as_rfc_3339() {
-        assert_eq!(since(Timestamp::from_second(0).unwrap()), "1970-01-01T00:00:00Z");
     }
 }

@@ -102,7 +102,7 @@ async fn a_paused_resume_releases_nothing_until_it_goes_on() -> Result<()> {
 #[tokio::test]
 async fn a_resume_whose_deadline_passes_leaves_the_halt() -> Result<()> {
     let (world, _operator) = held_at_the_gates("deadline").await?;
-    let spec = json!({"haltRef": {"name": "stale"}, "requestedBy": "admin", "deadline": "1s"});
+    let spec = json!({"haltRef": {"name": "stale"}, "requestedBy": "admin", "deadline": "5s"});
     world.create::<TradingResume>(json!({"metadata": {"name": "go-on"}, "spec": spec})).await?;
     let resume = world.resume_in("go-on", ResumePhase::Failed).await?;
     let text = message(&resume);

@@ -22,7 +22,7 @@ use super::{
     status::step,
 };
 use crate::engine::{Acted, Definition, Observation, Step};
-use compare::{BREAK_LIMIT, in_words};
+use compare::{BREAK_LIMIT, in_words, remaining};
 use plan::PlanComparison;
 
 /// How often books are compared while they differ.
@@ -147,12 +147,14 @@ pub(super) async fn look(cx: &Context) -> Observation {
     }
 }
 
-/// Compares what the running bot says. Approvals were used up by the release: what it did not know, nobody accepts any more.
+/// Compares what the running bot says. Approvals were used up by the release: beyond what was accepted for it, nobody accepts
+/// anything any more.
 async fn look_live(cx: &Context) -> Observation {
     let all = wanted(cx, When::Live).len();
     match breaks(cx, When::Live).await {
         Err(why) => Observation::InProgress(shorten(&why)),
         Ok(found) => {
+            let found = remaining(&found, &cx.accepted);
             let said = in_words(&found);
             let agree = found.is_empty();
             cx.ledger.note(Found::Live(found));

@@ -8,7 +8,7 @@ use standfast_crds::v1alpha1::{BotView, Compared, JobAction, JobCheck, OrdersRea
 use super::{compare::Line, lines, plan::PlanComparison};
 use crate::{
     calls::{document::Document, extract, template},
-    resume::context::{Context, DEADLINE, time_of},
+    resume::context::{self, Context, DEADLINE, time_of},
     system::{checks::Asker, job_checks},
 };
 
@@ -35,24 +35,23 @@ pub(super) fn time_for(c: &PlanComparison) -> Duration {
 /// The bot's lines and the venue's, read at about the same time.
 pub(super) async fn both(cx: &Context, c: &PlanComparison) -> Result<(Vec<Line>, Vec<Line>), String> {
     let since = match (c.comparison.compare, c.comparison.since) {
-        (Compared::Fills, Some(back)) => Some(since(Timestamp::now(), back.get())?),
+        (Compared::Fills, Some(back)) => Some(begin(Timestamp::now(), back.get())?),
         _ => None,
     };
-    let (bot, venue) = tokio::join!(bot(cx, c, since.as_deref()), venue(cx, c, since.as_deref()));
+    let (bot, venue) = tokio::join!(bot(cx, c, since), venue(cx, c, since));
     Ok((
         bot.map_err(|why| format!("the bot: {why}"))?,
         venue.map_err(|why| format!("venue {}: {why}", c.comparison.venue))?,
     ))
 }
 
-/// How far back fills are asked for, as RFC 3339 in whole seconds.
-fn since(now: Timestamp, back: Duration) -> Result<String, String> {
+/// How far back fills are asked for.
+fn begin(now: Timestamp, back: Duration) -> Result<Timestamp, String> {
     let back = SignedDuration::try_from(back).map_err(|e| e.to_string())?;
-    let at = now.checked_sub(back).map_err(|e| e.to_string())?;
-    Ok(Timestamp::from_second(at.as_second()).map_err(|e| e.to_string())?.to_string())
+    now.checked_sub(back).map_err(|e| e.to_string())
 }
 
-async fn bot(cx: &Context, c: &PlanComparison, since: Option<&str>) -> Result<Vec<Line>, String> {
+async fn bot(cx: &Context, c: &PlanComparison, since: Option<Timestamp>) -> Result<Vec<Line>, String> {
     let (compared, view) = (c.comparison.compare, &c.comparison.bot);
     let answer = match view {
         BotView { sql: Some(sql), .. } => {
@@ -60,7 +59,7 @@ async fn bot(cx: &Context, c: &PlanComparison, since: Option<&str>) -> Result<Ve
         }
         BotView { http: Some(http), .. } => {
             let http = match since {
-                Some(since) => template::with(http, "since", since)?,
+                Some(at) => template::with(http, "since", &context::since(at))?,
                 None => http.clone(),
             };
             cx.outside.caller.read_document(&cx.namespace, &http).await.map_err(|e| e.to_string())?
@@ -71,7 +70,7 @@ async fn bot(cx: &Context, c: &PlanComparison, since: Option<&str>) -> Result<Ve
     lines::of_bot(compared, view, &answer)
 }
 
-async fn venue(cx: &Context, c: &PlanComparison, since: Option<&str>) -> Result<Vec<Line>, String> {
+async fn venue(cx: &Context, c: &PlanComparison, since: Option<Timestamp>) -> Result<Vec<Line>, String> {
     let mut all = vec![];
     for (number, read) in (1..).zip(&c.positions) {
         all.extend(positions(cx, &format!("{}-positions-{number}", c.comparison.venue), read).await?);
@@ -104,18 +103,14 @@ async fn positions(cx: &Context, name: &str, read: &PositionsRead) -> Result<Vec
     lines::of_positions(&found.positions)
 }
 
-async fn orders(cx: &Context, name: &str, read: &OrdersRead, since: Option<&str>) -> Result<Vec<Line>, String> {
-    let found = match &read.job {
-        Some(job) => extract::job_orders(read, result(cx, name, job).await?.root().value()),
-        None => {
-            let mut read = read.clone();
-            if let (Some(http), Some(since)) = (&read.http, since) {
-                read.http = Some(template::with(http, "since", since)?);
-            }
-            cx.outside.caller.read_orders(&cx.namespace, &read).await
+async fn orders(cx: &Context, name: &str, read: &OrdersRead, since: Option<Timestamp>) -> Result<Vec<Line>, String> {
+    let found = match (&read.job, since) {
+        (Some(job), _) => {
+            extract::job_orders(read, result(cx, name, job).await?.root().value()).map_err(|e| e.to_string())?
         }
+        (None, Some(at)) => cx.orders_since(read, at).await?,
+        (None, None) => cx.outside.caller.read_orders(&cx.namespace, read).await.map_err(|e| e.to_string())?,
     };
-    let found = found.map_err(|e| e.to_string())?;
     if !found.listed {
         return Err("orders are only counted, so nothing can be compared".into());
     }

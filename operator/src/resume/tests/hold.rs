@@ -5,7 +5,8 @@ use std::time::Duration;
 use rstest::rstest;
 use standfast_crds::v1alpha1::{CheckState, OnRegression};
 
-use crate::resume::hold::{Course, Fault, Held, Rules, Stage, Streak, Verdict, Watched, course, to_write};
+use crate::resume::hold::{Course, Fault, Rules, Stage, Streak, Verdict, Watched, course, to_write};
+use crate::sight::InSight;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -22,7 +23,7 @@ const fn s(seconds: u64) -> Duration {
 #[case::the_same_moment(&[(5, true), (5, true)], 0)]
 #[case::a_clock_that_does_not_go_on(&[(10, true), (5, true), (10, true)], 5)]
 fn time_counts_between_looks_that_passed(#[case] looks: &[(u64, bool)], #[case] expected: u64) {
-    let mut held = Held::default();
+    let mut held = InSight::default();
     for (at, passes) in looks {
         held.look(s(*at), *passes, s(5));
     }
@@ -32,7 +33,7 @@ fn time_counts_between_looks_that_passed(#[case] looks: &[(u64, bool)], #[case] 
 /// An operator that was restarted goes on from what was written down, and its clock begins anew.
 #[test]
 fn a_restart_extends_a_stage() {
-    let mut held = Held::from(s(40));
+    let mut held = InSight::from(s(40));
     held.look(s(1), true, s(5));
     assert_eq!(held.total(), s(40));
     held.look(s(6), true, s(5));

@@ -124,6 +124,7 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
         born: Some(at(BORN)),
         tally: Tally::default(),
         ledger: Default::default(),
+        accepted: vec![],
         paused: false,
         restored: Names::default(),
         record: Record::default(),
