@@ -138,14 +138,6 @@ impl Cluster {
         found.map(|o| decode(o).map_err(|why| Failure::new(format!("{attempt}: {why}")))).transpose()
     }
 
-    /// The same as it is stored, with fields that this version does not know.
-    pub async fn get_raw<K: Kind>(&self, name: &str) -> Result<Option<Value>, Failure> {
-        let (resource, kind) = (K::plural(&()), K::kind(&()));
-        let attempt = Attempt { verb: "get", resource: &resource, kind: &kind, name, namespace: &self.namespace };
-        let found = asked(&attempt, self.dynamic::<K>().get_opt(name)).await?;
-        Ok(found.and_then(|o| serde_json::to_value(o).ok()))
-    }
-
     /// All objects of a kind.
     pub async fn list<K: Kind>(&self) -> Result<Listed<K>, Failure> {
         let (resource, kind) = (K::plural(&()), K::kind(&()));

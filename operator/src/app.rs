@@ -91,6 +91,13 @@ fn approvable(resume: &Guarded<TradingResume>) -> Option<impl PartialEq + use<>>
     Some((resume.uid(), status.plan_hash, status.approvals, ended))
 }
 
+/// What of a halt tells which approvals of it were used, and whether it needs any more.
+fn allowed(halt: &Guarded<TradingHalt>) -> Option<impl PartialEq + use<>> {
+    let halt = halt.0.as_ref().ok()?;
+    let status = halt.status.clone().unwrap_or_default();
+    Some((halt.uid(), status.approvals, status.released.is_some()))
+}
+
 /// Opens the caches and begins to feed them.
 pub fn warm(parts: &Parts) -> Warm {
     let (halt_trigger, halt_arrivals) = HaltTrigger::channel();
@@ -105,20 +112,27 @@ pub fn warm(parts: &Parts) -> Warm {
         let (halt, system, resume) = (halt_trigger.clone(), system_trigger.clone(), resume_trigger.clone());
         let deletions = deletions.clone();
         let known = Arc::new(std::sync::OnceLock::<Cache<Guarded<TradingResume>>>::new());
-        let resumes = Arc::clone(&known);
+        let approving = Arc::new(std::sync::OnceLock::<Cache<Guarded<Approval>>>::new());
+        let (resumes, approvals, approval) = (Arc::clone(&known), Arc::clone(&approving), approval_trigger.clone());
         let on_change = move |change: Change<'_, Guarded<TradingHalt>>| {
-            let (asked, new) = match change {
-                Change::Applied(old, new) => (asks(old, new), new),
+            let (asked, used, new) = match change {
+                Change::Applied(old, new) => (asks(old, new), old.map(allowed) != Some(allowed(new)), new),
                 Change::Deleted(gone) => {
                     if let Ok(gone) = &gone.0 {
                         let _ = deletions.send(Deleted::Halt(Box::new(gone.clone())));
                     }
-                    (false, gone)
+                    (false, false, gone)
                 }
             };
             let (namespace, name) = (new.namespace().unwrap_or_default(), new.name_any());
             if asked {
                 halt.pull(&namespace, &name);
+            }
+            if used {
+                let approvals = approvals.get().map(|a| a.read_namespace(&namespace)).unwrap_or_default();
+                let of_halt =
+                    |a: &&Approval| a.spec.subject.kind == SubjectKind::TradingHalt && a.spec.subject.name == name;
+                approvals.iter().filter(of_halt).for_each(|a| approval.pull(&namespace, &a.name_any()));
             }
             if let Ok(new) = &new.0 {
                 system.pull(&namespace, &new.spec.system_ref.name);
@@ -132,9 +146,9 @@ pub fn warm(parts: &Parts) -> Warm {
         let stale = move || metrics.watch_stale("TradingHalt");
         let (cache, feed) = cache::open(client, &parts.scope, Feed::PROMPT, watchdog, strip, on_change, stale);
         feeds.spawn(feed);
-        (cache, known)
+        (cache, known, approving)
     };
-    let (halts, known_resumes) = halts;
+    let (halts, known_resumes, known_approvals) = halts;
 
     let systems = {
         let (halt, system, halts) = (halt_trigger.clone(), system_trigger.clone(), halts.clone());
@@ -156,7 +170,7 @@ pub fn warm(parts: &Parts) -> Warm {
     };
 
     let approvals = {
-        let (approval, resume) = (approval_trigger.clone(), resume_trigger.clone());
+        let (halt, approval, resume) = (halt_trigger.clone(), approval_trigger.clone(), resume_trigger.clone());
         let on_change = move |change: Change<'_, Guarded<Approval>>| {
             let new = match change {
                 Change::Applied(old, new) if asks(old, new) => {
@@ -166,10 +180,11 @@ pub fn warm(parts: &Parts) -> Warm {
                 Change::Applied(..) => return,
                 Change::Deleted(gone) => gone,
             };
-            if let Ok(read) = &new.0
-                && read.spec.subject.kind == SubjectKind::TradingResume
-            {
-                resume.pull(&new.namespace().unwrap_or_default(), &read.spec.subject.name);
+            let namespace = new.namespace().unwrap_or_default();
+            match new.0.as_ref().map(|a| &a.spec.subject) {
+                Ok(of) if of.kind == SubjectKind::TradingResume => resume.pull(&namespace, &of.name),
+                Ok(of) if of.kind == SubjectKind::TradingHalt => halt.pull(&namespace, &of.name),
+                _ => {}
             }
         };
         let (cache, feed) = cache::open(client, &parts.scope, Feed::EASY, None, strip, on_change, || {});
@@ -213,6 +228,7 @@ pub fn warm(parts: &Parts) -> Warm {
         cache
     };
     let _ = known_resumes.set(resumes.clone());
+    let _ = known_approvals.set(approvals.clone());
 
     let workloads = {
         let (halt, system) = (halt_trigger.clone(), system_trigger.clone());
@@ -298,7 +314,7 @@ impl Warm {
         ));
         let approving = Arc::new(ApprovalReconciler::new(
             client.clone(),
-            caches.halts.clone(),
+            (caches.halts.clone(), caches.systems.clone()),
             guardrails.clone(),
             leadership.clone(),
             parts.events.clone(),

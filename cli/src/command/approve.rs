@@ -7,7 +7,9 @@ use std::{
 
 use k8s_openapi::jiff::SignedDuration;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{Approval, ApprovalPhase, Decision, TradingHalt, TradingResume, condition};
+use standfast_crds::v1alpha1::{
+    Approval, ApprovalPhase, Decision, TradingHalt, TradingResume, TradingSystem, condition,
+};
 
 use super::{Context, DONE, FAILED, now};
 use crate::{
@@ -64,11 +66,12 @@ pub async fn run(context: &Context, args: &args::Decide, decided: Decision) -> R
 async fn subject(context: &Context, args: &args::Decide) -> Result<(Shown, Vec<Line>), Failure> {
     let (cluster, name) = (&context.cluster, args.subject.as_str());
     if args.halt {
-        let Some(halt) = cluster.get_raw::<TradingHalt>(name).await? else {
+        let Some(halt) = cluster.get::<TradingHalt>(name).await? else {
             return Err(context.no_such::<TradingHalt>(name).await);
         };
-        let shown = decision::of_halt(&halt).map_err(Failure::new)?;
-        return Ok((shown, decision::plan(&halt["spec"])));
+        let system = cluster.get::<TradingSystem>(&halt.spec.system_ref.name).await?;
+        let shown = decision::of_halt(&halt, system.as_ref()).map_err(Failure::new)?;
+        return Ok((shown, decision::plan(&json!(halt.spec))));
     }
     let Some(resume) = cluster.get::<TradingResume>(name).await? else {
         return Err(context.no_such::<TradingResume>(name).await);

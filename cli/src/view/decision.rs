@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 use standfast_crds::{
     hash,
-    v1alpha1::{ApprovalRequirement, Break, Decision, TradingResume},
+    v1alpha1::{ApprovalRequirement, Break, Decision, TradingHalt, TradingResume, TradingSystem},
 };
 
 use super::resume::{self, in_words};
@@ -65,28 +65,23 @@ pub fn of_resume(resume: &TradingResume) -> Result<Shown, String> {
     })
 }
 
-/// What is decided about a halt, from the object as it is stored.
-pub fn of_halt(halt: &Value) -> Result<Shown, String> {
-    let text = |at: &str| halt.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let name = text("/metadata/name");
-    let told = text("/status/specHash");
-    if told.is_empty() {
+/// What is decided about a halt: what it does to positions although its system's policy does not allow it.
+pub fn of_halt(halt: &TradingHalt, system: Option<&TradingSystem>) -> Result<Shown, String> {
+    let (name, status) = (halt.name_any(), halt.status.clone().unwrap_or_default());
+    let Some(told) = status.spec_hash else {
         return Err(format!("TradingHalt {name} asks for no approval: it has no status.specHash"));
-    }
-    let computed = halt.get("spec").map_or_else(|| Err("there is no spec".into()), hash::of_json);
-    if computed.as_ref() != Ok(&told) {
+    };
+    if halt.spec.hash().as_ref() != Ok(&told) {
         return Err(format!(
             "the spec of TradingHalt {name} is not the one whose hash is in its status: do not approve it"
         ));
     }
-    Ok(Shown {
-        kind: "TradingHalt",
-        name,
-        uid: text("/metadata/uid"),
-        hash: told,
-        breaks: vec![],
-        requirements: vec![],
-    })
+    if let Some(used) = status.approvals.first() {
+        return Err(format!("TradingHalt {name} was allowed already, by {}", used.approver));
+    }
+    let requirements = system.map(|s| s.spec.halt_policy.position_approvals.clone()).unwrap_or_default();
+    let uid = halt.uid().unwrap_or_default();
+    Ok(Shown { kind: "TradingHalt", name, uid, hash: told, breaks: vec![], requirements })
 }
 
 impl Shown {
@@ -217,13 +212,26 @@ mod tests {
 
     #[test]
     fn a_halt_is_approved_by_the_hash_of_its_spec() {
-        let spec = json!({"systemRef": {"name": "demo"}});
-        let with =
-            |hash: &str| json!({"metadata": {"name": "stale", "uid": "u"}, "spec": spec, "status": {"specHash": hash}});
-        let right = hash::of_json(&spec).unwrap();
-        assert_eq!(of_halt(&with(&right)).unwrap().hash, right);
-        assert!(of_halt(&with(&"0".repeat(64))).unwrap_err().contains("do not approve"));
-        assert!(of_halt(&with("")).unwrap_err().contains("asks for no approval"));
+        let with = |status: Value| -> TradingHalt {
+            serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingHalt",
+                "metadata": {"name": "stale", "uid": "u"}, "status": status,
+                "spec": {"systemRef": {"name": "demo"}, "reason": "a test", "positions": {"action": "CloseAll"}}}))
+            .unwrap()
+        };
+        let right = with(json!({})).spec.hash().unwrap();
+        assert_eq!(of_halt(&with(json!({"specHash": right})), None).unwrap().hash, right);
+        for (status, expected) in [
+            (json!({"specHash": "0".repeat(64)}), "do not approve"),
+            (json!({}), "asks for no approval"),
+            (
+                json!({"specHash": right, "approvals": [{"name": "yes", "uid": "u", "approver": "anna",
+                    "decision": "Approve", "at": "2026-11-26T15:00:00.000000Z"}]}),
+                "allowed already, by anna",
+            ),
+        ] {
+            let error = of_halt(&with(status), None).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, LocalReference, PositionAction, WorkloadKind, conditions_schema};
+use super::{CountedApproval, Duration, LocalReference, PositionAction, WorkloadKind, conditions_schema};
 
 /// Halts a trading system and keeps it halted until a TradingResume releases it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -54,6 +54,17 @@ pub struct TradingHaltSpec {
     pub positions: HaltPositions,
 }
 
+impl TradingHaltSpec {
+    /// What an Approval of the halt binds to: SHA-256 of the RFC 8785 JSON of the spec, in hexadecimal.
+    ///
+    /// # Errors
+    ///
+    /// A spec that cannot be written as JSON.
+    pub fn hash(&self) -> Result<String, String> {
+        crate::hash::of_json(&serde_json::to_value(self).map_err(|e| e.to_string())?)
+    }
+}
+
 /// Which open orders are cancelled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CancelOrders {
@@ -80,7 +91,8 @@ pub struct HaltOrders {
 #[x_kube(validation = ("(self.action == 'CloseMatching') == has(self.closeMatching)", "closeMatching goes with action: CloseMatching, and is needed there: write closeMatching: {unrealizedLossBelowPercent: \"10\"} or closeMatching: {heldLongerThan: 168h}"))]
 #[x_kube(validation = ("(self.action == 'ReduceTo') == has(self.reduceTo)", "reduceTo goes with action: ReduceTo, and is needed there: write reduceTo: {exposurePercent: \"50\"}"))]
 pub struct HaltPositions {
-    /// What is done. Default `Keep`. What the system's `haltPolicy.allowedPositionActions` does not list is not done.
+    /// What is done. Default `Keep`. What the system's `haltPolicy.allowedPositionActions` does not list is done only
+    /// when an Approval allows it.
     #[serde(default)]
     pub action: PositionAction,
     /// Which positions are closed; for `CloseMatching`.
@@ -277,6 +289,13 @@ pub struct TradingHaltStatus {
     /// every ten seconds while a TradingResume waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven_for: Option<Duration>,
+    /// What an Approval binds to; only where what is asked for about positions needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_hash: Option<String>,
+    /// Who allowed what was asked for about positions. Written before the first position is closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 80))]
+    pub approvals: Vec<CountedApproval>,
     /// The moments that people ask for later.
     #[serde(default)]
     pub times: HaltTimes,

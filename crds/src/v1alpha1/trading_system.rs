@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, Limit, NumberRead, Objective,
-    OrdersRead, PositionsRead, ResumePolicy, SecretKeyRef, StateRead, conditions_schema,
+    Action, ApprovalRequirement, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, Limit,
+    NumberRead, Objective, OrdersRead, PositionsRead, ResumePolicy, SecretKeyRef, StateRead, conditions_schema,
 };
 
 /// The noun that everything else refers to: which workloads trade and which support them, where orders live and how
@@ -476,6 +476,11 @@ pub struct HaltPolicy {
     /// What a halt may do to positions. Default `[Keep]`.
     #[schemars(length(min = 1, max = 4))]
     pub allowed_position_actions: Vec<PositionAction>,
+    /// Whose Approvals allow a halt what is not listed there. Default: one of anybody. Whoever asked for the halt never
+    /// counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub position_approvals: Vec<ApprovalRequirement>,
 }
 
 impl Default for HaltPolicy {
@@ -487,6 +492,7 @@ impl Default for HaltPolicy {
             close_deadline: Duration::from_secs(600),
             stop_grace_period: Duration::from_secs(90),
             allowed_position_actions: vec![PositionAction::Keep],
+            position_approvals: vec![],
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct Subject {
 pub struct Excluded {
     /// His user name.
     pub user: String,
-    /// What he did: `asked for TradingHalt stale`.
+    /// What he did and why it matters: `asked for TradingHalt stale, and the resumePolicy excludes whoever did`.
     pub because: String,
 }
 
@@ -102,7 +102,7 @@ fn short(hash: &str) -> String {
 pub fn ineligible(approval: &Approval, rules: &Rules) -> Option<String> {
     let spec = &approval.spec;
     if let Some(excluded) = rules.excluded.iter().find(|e| e.user == spec.approver) {
-        return Some(format!("{} {}, and the resumePolicy excludes whoever did", spec.approver, excluded.because));
+        return Some(format!("{} {}", spec.approver, excluded.because));
     }
     if rules.requirements.is_empty() {
         return Some("no approval is asked for".into());

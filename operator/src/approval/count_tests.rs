@@ -121,7 +121,10 @@ fn what_does_not_count_says_why(#[case] but: Value, #[case] created: i64, #[case
     let mut one = approval("one", "anna", spec);
     one.metadata.creation_timestamp = Some(Time(at(created)));
     let mut rules = rules(&[(1, Some("risk"))]);
-    rules.excluded = vec![Excluded { user: "rita".into(), because: "asked for TradingHalt stale".into() }];
+    rules.excluded = vec![Excluded {
+        user: "rita".into(),
+        because: "asked for TradingHalt stale, and the resumePolicy excludes whoever did".into(),
+    }];
     let count = counted(&rules, std::slice::from_ref(&one));
     assert_eq!(
         count.unfit.iter().map(|(_, why)| why.as_str()).collect::<Vec<_>>(),

@@ -14,7 +14,9 @@ use kube::{
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::json;
-use standfast_crds::v1alpha1::{Approval, ApprovalPhase, ApprovalStatus, SubjectKind, TradingHalt, TradingResume};
+use standfast_crds::v1alpha1::{
+    Approval, ApprovalPhase, ApprovalStatus, SubjectKind, TradingHalt, TradingResume, TradingSystem,
+};
 
 use crate::{
     cache::Cache,
@@ -26,7 +28,7 @@ use crate::{
     scale::FIELD_MANAGER,
 };
 use count::Subject;
-use standing::standing;
+use standing::{Around, standing};
 
 /// The longest that one call to the API server may take.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -53,21 +55,22 @@ pub async fn of_subject(client: &Client, namespace: &str, subject: &Subject) -> 
 pub struct ApprovalReconciler {
     client: Client,
     halts: Cache<Guarded<TradingHalt>>,
+    systems: Cache<Guarded<TradingSystem>>,
     guardrails: Guardrails,
     leadership: Leadership,
     events: Events,
 }
 
 impl ApprovalReconciler {
-    /// `client` reaches the API server; `halts` tell who asked for them.
+    /// `client` reaches the API server; halts tell who asked for them, systems what a halt needs approvals for.
     pub fn new(
         client: Client,
-        halts: Cache<Guarded<TradingHalt>>,
+        (halts, systems): (Cache<Guarded<TradingHalt>>, Cache<Guarded<TradingSystem>>),
         guardrails: Guardrails,
         leadership: Leadership,
         events: Events,
     ) -> Self {
-        Self { client, halts, guardrails, leadership, events }
+        Self { client, halts, systems, guardrails, leadership, events }
     }
 
     /// The resume that an approval is about, live. What cannot be read is said by its own controller.
@@ -109,10 +112,11 @@ impl Reconcile for ApprovalReconciler {
     async fn reconcile(&self, approval: Arc<Approval>) -> Result<Action, Failure> {
         let namespace = approval.namespace().unwrap_or_default();
         let resume = self.resume(&namespace, &approval).await?;
-        let halts = self.halts.read_namespace(&namespace);
+        let (halts, systems) = (self.halts.read_namespace(&namespace), self.systems.read_namespace(&namespace));
         let since = self.guardrails.names_true_since().await;
         let now = Timestamp::now();
-        let status = standing(&approval, resume.as_ref(), &halts, since.as_ref().copied().map_err(String::as_str), now);
+        let around = Around { resume: resume.as_ref(), halts: &halts, systems: &systems };
+        let status = standing(&approval, around, since.as_ref().copied().map_err(String::as_str), now);
         if approval.status.as_ref() != Some(&status) && self.write(&approval, &status).await?.is_none() {
             return Ok(Action::requeue(SOON));
         }

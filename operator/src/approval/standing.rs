@@ -3,26 +3,38 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
-    Approval, ApprovalPhase, ApprovalStatus, Decision, ResumePhase, SubjectKind, TradingHalt, TradingResume,
-    set_condition,
+    Approval, ApprovalPhase, ApprovalStatus, Decision, PositionAction, ResumePhase, SubjectKind, TradingHalt,
+    TradingResume, TradingSystem, set_condition,
 };
 
 use super::count::{Subject, Unfit, ineligible, unfit};
-use crate::resume::{ResumePlan, approval_rules};
+use crate::{
+    halt::approvals as of_halt,
+    resume::{ResumePlan, approval_rules},
+};
 
 /// The condition of an Approval.
 const READY: &str = "Ready";
 
-/// The status of an approval. `resume` is the TradingResume that has the name of its subject, `halts` are those of the
-/// namespace, `since` is when names became true.
+/// What an approval may be about.
+#[derive(Clone, Copy, Debug)]
+pub struct Around<'a> {
+    /// The TradingResume that has the name of its subject.
+    pub resume: Option<&'a TradingResume>,
+    /// The TradingHalts of the namespace.
+    pub halts: &'a [TradingHalt],
+    /// The TradingSystems of the namespace.
+    pub systems: &'a [TradingSystem],
+}
+
+/// The status of an approval. `since` is when names became true.
 pub fn standing(
     approval: &Approval,
-    resume: Option<&TradingResume>,
-    halts: &[TradingHalt],
+    around: Around<'_>,
     since: Result<Timestamp, &str>,
     now: Timestamp,
 ) -> ApprovalStatus {
-    let (phase, message) = judge(approval, resume, halts, since, now);
+    let (phase, message) = judge(approval, around, since, now);
     let mut status = approval.status.clone().unwrap_or_default();
     status.phase = phase;
     status.observed_generation = approval.metadata.generation;
@@ -39,8 +51,7 @@ pub fn standing(
 
 fn judge(
     approval: &Approval,
-    resume: Option<&TradingResume>,
-    halts: &[TradingHalt],
+    Around { resume, halts, systems }: Around<'_>,
     since: Result<Timestamp, &str>,
     now: Timestamp,
 ) -> (ApprovalPhase, String) {
@@ -53,7 +64,10 @@ fn judge(
         return (ApprovalPhase::Used, said.unwrap_or_default());
     }
     if approval.spec.subject.kind == SubjectKind::TradingHalt {
-        return void("nothing asks for approvals of a TradingHalt".into());
+        return match halts.iter().find(|h| h.name_any() == *name) {
+            Some(halt) => judge_of_halt(approval, halt, systems, since, now),
+            None => void(format!("there is no TradingHalt {name} in namespace {namespace}")),
+        };
     }
     let Some(resume) = resume else {
         return void(format!("there is no TradingResume {name} in namespace {namespace}"));
@@ -107,6 +121,57 @@ fn judge(
         Some(why) => void(why),
         None if counted => (ApprovalPhase::Valid, format!("TradingResume {name} counts it")),
         None => (ApprovalPhase::Valid, format!("TradingResume {name} may count it")),
+    }
+}
+
+/// The same for one about what a halt asks to do to positions.
+fn judge_of_halt(
+    approval: &Approval,
+    halt: &TradingHalt,
+    systems: &[TradingSystem],
+    since: Result<Timestamp, &str>,
+    now: Timestamp,
+) -> (ApprovalPhase, String) {
+    let (what, void) = (format!("TradingHalt {}", halt.name_any()), |why: String| (ApprovalPhase::Void, why));
+    let status = halt.status.clone().unwrap_or_default();
+    if status.approvals.iter().any(|c| Some(&c.uid) == approval.metadata.uid.as_ref()) {
+        return (ApprovalPhase::Used, format!("{what} closes positions with it"));
+    }
+    let since = match since {
+        Ok(since) => since,
+        Err(why) => return (ApprovalPhase::Pending, format!("no approval counts while {why}")),
+    };
+    let subject = match of_halt::subject(halt) {
+        Ok(subject) => subject,
+        Err(why) => return (ApprovalPhase::Pending, why),
+    };
+    match unfit(approval, &subject, since, now) {
+        Some(Unfit::Void(why)) => return void(why),
+        Some(Unfit::Expired(why)) => return (ApprovalPhase::Expired, why),
+        None => {}
+    }
+    let action = halt.spec.positions.action;
+    if action == PositionAction::Keep {
+        return void(format!("{what} keeps positions: it asks for no approval"));
+    }
+    if status.released.is_some() {
+        return void(format!("{what} is released"));
+    }
+    if !status.approvals.is_empty() {
+        return void(format!("{what} was allowed to close positions without it"));
+    }
+    let Some(system) = systems.iter().find(|s| s.name_any() == halt.spec.system_ref.name) else {
+        return (ApprovalPhase::Pending, format!("there is no TradingSystem {}", halt.spec.system_ref.name));
+    };
+    if !of_halt::asks(halt, &system.spec.halt_policy) {
+        return void(format!("the TradingSystem's haltPolicy allows {} without approvals", action.as_str()));
+    }
+    match of_halt::rules(halt, &system.spec.halt_policy, since) {
+        Err(why) => void(why),
+        Ok(rules) => match ineligible(approval, &rules) {
+            Some(why) => void(why),
+            None => (ApprovalPhase::Valid, format!("{what} may count it")),
+        },
     }
 }
 

@@ -1,9 +1,9 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{Approval, ApprovalPhase, TradingHalt, TradingResume, condition};
+use standfast_crds::v1alpha1::{Approval, ApprovalPhase, TradingHalt, TradingResume, TradingSystem, condition};
 
-use super::standing;
+use super::{Around, standing};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -51,6 +51,10 @@ fn halt(by: Option<&str>) -> TradingHalt {
     halt
 }
 
+fn around<'a>(resume: Option<&'a TradingResume>, halts: &'a [TradingHalt]) -> Around<'a> {
+    Around { resume, halts, systems: &[] }
+}
+
 const COUNTED: fn() -> Value = || {
     let at = "1970-01-01T00:08:20.000000Z";
     json!([{"name": "yes", "uid": "uid-yes", "approver": "anna", "decision": "Approve", "at": at}])
@@ -96,9 +100,9 @@ use ApprovalPhase::{Expired, Pending, Used, Valid, Void};
     json!({"approver": "rita"}), json!({}),
     Void, "rita asked for TradingHalt stale, and the resumePolicy excludes whoever did"
 )]
-#[case::of_a_halt(
+#[case::of_a_halt_that_is_not_there(
     json!({"subject": {"kind": "TradingHalt", "name": "go", "uid": "uid-go"}}), json!({}),
-    Void, "nothing asks for approvals of a TradingHalt"
+    Void, "there is no TradingHalt go in namespace bots"
 )]
 fn what_the_status_says(
     #[case] but: Value,
@@ -107,7 +111,7 @@ fn what_the_status_says(
     #[case] message: &str,
 ) {
     let (mut approval, resume, halts) = (approval(but), resume(status), [halt(Some("rita"))]);
-    let said = standing(&approval, Some(&resume), &halts, Ok(at(100)), at(700));
+    let said = standing(&approval, around(Some(&resume), &halts), Ok(at(100)), at(700));
     let ready = condition(&said.conditions, "Ready").unwrap();
     assert_eq!((said.phase, ready.message.as_str()), (phase, message));
     let status = if matches!(phase, Valid | Used) {
@@ -120,18 +124,18 @@ fn what_the_status_says(
     assert_eq!(ready.status, status);
     // Nothing is written when nothing is new.
     approval.status = Some(said.clone());
-    assert_eq!(standing(&approval, Some(&resume), &halts, Ok(at(100)), at(800)), said);
+    assert_eq!(standing(&approval, around(Some(&resume), &halts), Ok(at(100)), at(800)), said);
 }
 
 #[test]
 fn what_it_was_about_is_gone() {
     let (mut approval, halts) = (approval(json!({})), [halt(Some("rita"))]);
-    let gone = standing(&approval, None, &halts, Ok(at(100)), at(700));
+    let gone = standing(&approval, around(None, &halts), Ok(at(100)), at(700));
     assert_eq!(gone.phase, Void);
     assert_eq!(condition(&gone.conditions, "Ready").unwrap().message, "there is no TradingResume go in namespace bots");
     let used = resume(json!({"approvals": COUNTED(), "releaseRequestedAt": TIME}));
-    approval.status = Some(standing(&approval, Some(&used), &halts, Ok(at(100)), at(700)));
-    assert_eq!(standing(&approval, None, &halts, Ok(at(100)), at(700)).phase, Used, "it was used before");
+    approval.status = Some(standing(&approval, around(Some(&used), &halts), Ok(at(100)), at(700)));
+    assert_eq!(standing(&approval, around(None, &halts), Ok(at(100)), at(700)).phase, Used, "it was used before");
 }
 
 #[rstest]
@@ -167,6 +171,54 @@ fn names_that_nobody_vouches_for(
     #[case] phase: ApprovalPhase,
     #[case] message: &str,
 ) {
-    let said = standing(&approval(json!({})), Some(&resume(json!({}))), &[halt(by)], since.map(at), at(700));
+    let said = standing(&approval(json!({})), around(Some(&resume(json!({}))), &[halt(by)]), since.map(at), at(700));
     assert_eq!((said.phase, condition(&said.conditions, "Ready").unwrap().message.as_str()), (phase, message));
+}
+
+#[rstest]
+#[case::valid(json!({}), json!({}), json!({}), Valid, "TradingHalt stale may count it")]
+#[case::used(json!({}), json!({"approvals": COUNTED()}), json!({}), Used, "TradingHalt stale closes positions with it")]
+#[case::too_late(
+    json!({"approver": "bert"}), json!({"approvals": [{"name": "of-anna", "uid": "uid-of-anna", "approver": "anna",
+        "decision": "Approve", "at": TIME}]}), json!({}),
+    Void, "TradingHalt stale was allowed to close positions without it"
+)]
+#[case::ones_own(
+    json!({"approver": "rita"}), json!({}), json!({}),
+    Void, "rita asked for this TradingHalt, and nobody allows his own"
+)]
+#[case::of_no_group(
+    json!({}), json!({}), json!({"positionApprovals": [{"count": 1, "group": "board"}]}),
+    Void, "spec.groups names none of the groups that are asked for: board"
+)]
+#[case::allowed_anyway(
+    json!({}), json!({}), json!({"allowedPositionActions": ["Keep", "CloseAll"]}),
+    Void, "the TradingSystem's haltPolicy allows CloseAll without approvals"
+)]
+#[case::released(
+    json!({}), json!({"released": {"resume": "go", "resumeUid": "u", "requestedBy": "anna"}}), json!({}),
+    Void, "TradingHalt stale is released"
+)]
+fn what_it_says_of_a_halt_that_closes(
+    #[case] but: Value,
+    #[case] status: Value,
+    #[case] policy: Value,
+    #[case] phase: ApprovalPhase,
+    #[case] message: &str,
+) {
+    let mut halt = halt(Some("rita"));
+    halt.spec.positions.action = standfast_crds::v1alpha1::PositionAction::CloseAll;
+    halt.status = Some(serde_json::from_value(status).unwrap());
+    let system: TradingSystem = serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1",
+        "kind": "TradingSystem", "metadata": {"name": "crypto", "namespace": "bots"},
+        "spec": {"workloads": [], "haltPolicy": policy}}))
+    .unwrap();
+    let mut approval = approval(but);
+    approval.spec.subject =
+        serde_json::from_value(json!({"kind": "TradingHalt", "name": "stale", "uid": "uid-stale"})).unwrap();
+    approval.spec.hash = halt.spec.hash().unwrap();
+    let around = Around { resume: None, halts: &[halt.clone()], systems: &[system] };
+    let said = standing(&approval, around, Ok(at(100)), at(700));
+    let ready = condition(&said.conditions, "Ready").unwrap();
+    assert_eq!((said.phase, ready.message.as_str()), (phase, message));
 }

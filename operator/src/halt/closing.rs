@@ -5,6 +5,7 @@ use standfast_crds::v1alpha1::{
 };
 
 use super::{
+    approvals::Approved,
     decide::{Effect, Facts, ITEMS_PER_TICK, SYSTEM_UNREADABLE, VenueFacts, Verdict},
     selection::{self, Account},
 };
@@ -23,13 +24,19 @@ pub const SELECTION_NOT_POSSIBLE: &str = "SelectionNotPossible";
 pub enum AllowedBy {
     /// `haltPolicy.allowedPositionActions` of the TradingSystem.
     Policy,
+    /// People, each by an Approval.
+    Approvals,
 }
 
 /// Whether a halt may do to positions what it asks for, and by what. `None` also where it asks for nothing. Everything
 /// that closes positions asks here and nowhere else.
-pub fn allowed(spec: &TradingHaltSpec, policy: &HaltPolicy) -> Option<AllowedBy> {
+pub fn allowed(spec: &TradingHaltSpec, policy: &HaltPolicy, approved: bool) -> Option<AllowedBy> {
     let action = spec.positions.action;
-    (action != PositionAction::Keep && policy.allowed_position_actions.contains(&action)).then_some(AllowedBy::Policy)
+    match action {
+        PositionAction::Keep => None,
+        _ if policy.allowed_position_actions.contains(&action) => Some(AllowedBy::Policy),
+        _ => approved.then_some(AllowedBy::Approvals),
+    }
 }
 
 /// Whether a verdict means that positions are kept for good, and a person decides what becomes of them.
@@ -51,7 +58,7 @@ pub(super) fn closes(
     facts: &Facts,
     effects: &mut Vec<Effect>,
 ) -> bool {
-    if allowed(spec, policy).is_none() {
+    if allowed(spec, policy, facts.approved.granted()).is_none() {
         return false;
     }
     if spec.positions.action.selects() {
@@ -187,7 +194,7 @@ pub(super) fn verdict(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts
         return verdict("Unknown", SYSTEM_UNREADABLE, why.clone());
     }
     let name = action.as_str();
-    if allowed(spec, policy).is_none() {
+    if allowed(spec, policy, facts.approved.granted()).is_none() {
         if let Some(venue) = facts.venues.iter().find(|v| v.close_intended) {
             let message = format!(
                 "venue {}: closing was begun, and {name} was taken from haltPolicy.allowedPositionActions since",
@@ -195,9 +202,12 @@ pub(super) fn verdict(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts
             );
             return verdict("Unknown", "NotAllowedAnyMore", message);
         }
-        let message =
-            format!("positions were kept: {name} is not among the TradingSystem's haltPolicy.allowedPositionActions");
-        return verdict("False", NOT_ALLOWED, message);
+        let by = match &facts.approved {
+            Approved::Wanting(why) => format!(", and {why}"),
+            _ => String::new(),
+        };
+        let list = "the TradingSystem's haltPolicy.allowedPositionActions";
+        return verdict("False", NOT_ALLOWED, format!("positions were kept: {name} is not among {list}{by}"));
     }
     if facts.venues.is_empty() {
         let message = "the TradingSystem names no venue: whether positions are open is not known";

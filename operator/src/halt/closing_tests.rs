@@ -74,6 +74,7 @@ fn facts(venue: VenueFacts) -> Facts {
         latch: LatchFact::Proven,
         venues: vec![venue],
         application_retry: false,
+        approved: Approved::NotAsked,
     }
 }
 
@@ -217,9 +218,10 @@ fn what_the_policy_does_not_list_is_not_allowed() {
     let all = [PositionAction::Keep, PositionAction::CloseAll, PositionAction::CloseMatching, PositionAction::ReduceTo];
     for action in all {
         let spec = TradingHaltSpec { positions: standfast_crds::v1alpha1::HaltPositions::of(action), ..losing() };
-        assert_eq!(allowed(&spec, &HaltPolicy::default()), None, "{action:?}");
+        let (policy, asks) = (HaltPolicy::default(), action != PositionAction::Keep);
+        assert_eq!(allowed(&spec, &policy, false), None, "{action:?}");
+        assert_eq!(allowed(&spec, &policy, true), asks.then_some(AllowedBy::Approvals), "{action:?}");
         let policy = HaltPolicy { allowed_position_actions: all.to_vec(), ..HaltPolicy::default() };
-        let expected = (action != PositionAction::Keep).then_some(AllowedBy::Policy);
-        assert_eq!(allowed(&spec, &policy), expected, "{action:?}");
+        assert_eq!(allowed(&spec, &policy, false), asks.then_some(AllowedBy::Policy), "{action:?}");
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{
     HaltReconciler, act,
     act::EFFECT_DEADLINE,
-    baseline,
+    baseline, closing,
     decide::{self, Effect},
     evidence, latch,
     memory::{Memory, Retry},
@@ -73,7 +73,6 @@ impl HaltReconciler {
             Some(system) => system,
             None => return self.pending(halt, self.no_system(halt)).await,
         };
-        let policy = &system.spec.halt_policy;
         // Read before the registry is asked: see `baseline`.
         let (mut views, missing) = self.workloads.trading(&namespace, &system.spec.workloads);
         views.truncate(WORKLOAD_LIMIT);
@@ -84,7 +83,8 @@ impl HaltReconciler {
         let venues = self.first_offers(halt, &system);
         let active = self.active(&namespace, &workloads);
         let application = system.spec.application_halt.is_some();
-        let effects = decide::first_wave(&halt.spec, policy, active, &venues, application);
+        let closes = closing::allowed(&halt.spec, &system.spec.halt_policy, false).is_some();
+        let effects = decide::first_wave(&halt.spec, closes, active, &venues, application);
 
         let now = Timestamp::now();
         let mut status = TradingHaltStatus {

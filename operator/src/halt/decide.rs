@@ -7,7 +7,7 @@ use standfast_crds::v1alpha1::{
     CancelOrders, HaltPhase, HaltPolicy, PositionSelection, PositionSummary, TradingHaltSpec, halt_conditions as c,
 };
 
-use super::{closing, selection::Lost};
+use super::{approvals::Approved, closing, selection::Lost};
 use crate::{calls::Item, scale::Size, workloads::Key};
 
 /// Something that was looked at, or the reason why it is not known.
@@ -178,6 +178,8 @@ pub struct Facts {
     pub venues: Vec<VenueFacts>,
     /// The bot's own halt endpoint has not answered yet, and is due again.
     pub application_retry: bool,
+    /// Whether people allow what the policy does not.
+    pub approved: Approved,
 }
 
 impl Facts {
@@ -226,10 +228,11 @@ impl Effect {
     }
 }
 
-/// The first wave: everything that may be repeated, at once, with nothing looked at before.
+/// The first wave: everything that may be repeated, at once, with nothing looked at before. Whether the halt `closes`
+/// positions: a venue that takes no closes while trading is suspended is suspended afterwards.
 pub fn first_wave(
     spec: &TradingHaltSpec,
-    policy: &HaltPolicy,
+    closes: bool,
     active: Vec<ActiveWorkload>,
     venues: &[(String, Offers)],
     application: bool,
@@ -245,7 +248,7 @@ pub fn first_wave(
             }
             _ => {}
         }
-        if !(offers.suspend_blocks_closing && closing::allowed(spec, policy).is_some()) {
+        if !(offers.suspend_blocks_closing && closes) {
             effects.extend((0..offers.suspend).map(|n| Effect::Suspend(name.clone(), n)));
         }
     }
@@ -355,7 +358,7 @@ pub fn judge(spec: &TradingHaltSpec, policy: &HaltPolicy, facts: &Facts) -> Judg
         HaltPhase::Unverified
     } else if !done(&workloads) || orders.2 == ORDERS_OPEN {
         HaltPhase::Fencing
-    } else if closing::allowed(spec, policy).is_some() && !done(&positions) {
+    } else if closing::allowed(spec, policy, facts.approved.granted()).is_some() && !done(&positions) {
         HaltPhase::Closing
     } else {
         HaltPhase::Verifying

@@ -86,6 +86,7 @@ fn proven() -> Facts {
         latch: LatchFact::Proven,
         venues: vec![venue()],
         application_retry: false,
+        approved: Approved::NotAsked,
     }
 }
 
@@ -323,7 +324,7 @@ fn s4_10_cancels(
 fn the_first_wave_looks_at_nothing_and_leaves_nothing_out() {
     let active = vec![ActiveWorkload { key: key(), size: Size::Replicas(3) }];
     let venues = [("alpaca".to_owned(), offers())];
-    let wave = first_wave(&spec(CancelOrders::All, PositionAction::Keep), &policy(false), active, &venues, true);
+    let wave = first_wave(&spec(CancelOrders::All, PositionAction::Keep), false, active, &venues, true);
     let expected = [
         Effect::WriteLatch,
         Effect::CancelAll("alpaca".into(), 0),
@@ -333,7 +334,7 @@ fn the_first_wave_looks_at_nothing_and_leaves_nothing_out() {
     ];
     assert_eq!(wave, expected);
     // Where suspending would stop the closing, it comes after it.
-    let wave = first_wave(&spec(CancelOrders::All, PositionAction::CloseAll), &policy(true), vec![], &venues, false);
+    let wave = first_wave(&spec(CancelOrders::All, PositionAction::CloseAll), true, vec![], &venues, false);
     assert!(!wave.iter().any(|e| matches!(e, Effect::Suspend(..))), "{wave:?}");
     assert!(!wave.iter().any(Effect::needs_intent), "a close is never in the first wave");
 }
@@ -397,6 +398,7 @@ prop_compose! {
             latch: LatchFact::Proven,
             venues,
             application_retry: false,
+        approved: Approved::NotAsked,
         }
     }
 }

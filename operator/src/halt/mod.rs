@@ -5,6 +5,7 @@
 //! [`release`] ends it.
 
 pub mod act;
+pub mod approvals;
 pub mod baseline;
 pub mod closing;
 mod commit;
@@ -53,6 +54,7 @@ use crate::{
     sight::monotonic,
     workloads::Workloads,
 };
+use approvals::Approved;
 use baseline::Registry;
 use decide::Effect;
 use latch::Latches;
@@ -255,7 +257,10 @@ impl HaltReconciler {
             let allowing = others::allowing(&venue.name, &resumes, &halt.spec.system_ref.name, Timestamp::now());
             memory.venues.entry(venue.name.clone()).or_default().note_allowing(allowing);
         }
-        let observed = self.observe(&current, &status, &system, memory).await;
+        let asked = system.as_ref().ok().map(|s| &s.spec.halt_policy);
+        let (mut observed, approved) =
+            tokio::join!(self.observe(&current, &status, &system, memory), self.approved(&current, &status, asked));
+        observed.facts.approved = approved;
         let mut effects = decide::effects(&halt.spec, &policy, &observed.facts);
         effects.retain(|e| !matches!(e, Effect::Stop(..)));
         // How a Job ended is recorded, also when nothing is left to cancel.
@@ -265,6 +270,12 @@ impl HaltReconciler {
             && let Some(wait) = self.overtaken(&current).await
         {
             return Ok(Action::requeue(wait));
+        }
+        if matches!(observed.facts.approved, Approved::Granted(_)) && effects.iter().any(Effect::needs_intent) {
+            return self.use_up(&current, status, &policy).await;
+        }
+        if !matches!(observed.facts.approved, Approved::NotAsked) && status.spec_hash.is_none() {
+            status.spec_hash = halt.spec.hash().ok();
         }
         status.venues = observed.venues;
         let now = Timestamp::now();
@@ -369,11 +380,11 @@ impl HaltReconciler {
     ) {
         let Some(system) = system else { return };
         let namespace = halt.namespace().unwrap_or_default();
-        let policy = &system.spec.halt_policy;
         let venues = self.first_offers(halt, system);
         let active = self.active(&namespace, &status.workloads);
         // The bot's own endpoint has a way of its own: see `Memory::application`.
-        let effects = decide::first_wave(&halt.spec, policy, active, &venues, false);
+        let closes = closing::allowed(&halt.spec, &system.spec.halt_policy, !status.approvals.is_empty()).is_some();
+        let effects = decide::first_wave(&halt.spec, closes, active, &venues, false);
         let (begun, first_cancel) = (Instant::now(), effects.iter().any(act::cancels).then(Timestamp::now));
         let done = self.act(halt, status, Some(system), effects, HashMap::new()).await;
         commit::note_cancels(memory, status, &done, begun);

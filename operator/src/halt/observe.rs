@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     HaltReconciler, act,
+    approvals::Approved,
     commit::{VENUE_LIMIT, WORKLOAD_LIMIT},
     decide::{ActiveWorkload, Facts, Known, LatchFact, Pods},
     latch,
@@ -98,6 +99,7 @@ impl HaltReconciler {
             latch: LatchFact::Unknown("not tried yet".into()),
             venues: vec![],
             application_retry: memory.application.is_some_and(|r| r.at <= Instant::now()),
+            approved: Approved::NotAsked,
         };
         let stopped = facts.stopped();
         memory.note_stopped(stopped, Instant::now());

@@ -102,14 +102,19 @@ impl Others {
         let statuses = || halts.iter().filter(of_system).filter_map(|h| Some((h, h.status.as_ref()?)));
         // Of several that close, the oldest does, so that nothing is closed twice.
         let age = |h: &TradingHalt| (h.metadata.creation_timestamp.clone(), h.metadata.uid.clone());
-        let closes = closing::allowed(&halt.spec, policy).is_some();
+        // What people allowed counts when it is written down, and nothing is closed before.
+        let allowed = |h: &TradingHalt| {
+            let approved = h.status.as_ref().is_some_and(|s| !s.approvals.is_empty());
+            closing::allowed(&h.spec, policy, approved).is_some()
+        };
+        let closes = allowed(halt);
         // One that closes all goes before those that select: they would wait for each other, or close too little.
         let before = |other: &TradingHalt| {
             let all = |h: &TradingHalt| h.spec.positions.action == PositionAction::CloseAll;
             if all(other) == all(halt) { age(other) < age(halt) } else { all(other) }
         };
         let closing = |(other, status): (&TradingHalt, &TradingHaltStatus)| {
-            closing::allowed(&other.spec, policy).is_some()
+            allowed(other)
                 && (!closes || before(other))
                 && !closing::finished(status)
                 && status.venues.iter().any(|v| v.name == venue && v.open_positions != Some(0))

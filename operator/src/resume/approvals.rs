@@ -67,6 +67,10 @@ pub(super) fn lacking(status: &TradingResumeStatus) -> bool {
     counted.is_some_and(|(there, needed)| there != needed)
 }
 
+fn asked_for(what: &str) -> String {
+    format!("asked for {what}, and the resumePolicy excludes whoever did")
+}
+
 /// What a plan asks for of the halt that it releases. An error says why nobody can tell whose decisions count: who
 /// asked is certain only where it was recorded while the guardrails were in place, `since` then.
 pub fn rules(
@@ -88,7 +92,7 @@ pub fn rules(
         if born.is_none_or(|at| at <= since) {
             return Err(format!("{}: create another one", uncertain(what)));
         }
-        excluded.push(Excluded { user: plan.spec.requested_by.clone(), because: format!("asked for {what}") });
+        excluded.push(Excluded { user: plan.spec.requested_by.clone(), because: asked_for(what) });
     }
     if excludes(Requester::Halt) {
         let what = format!("TradingHalt {}", plan.halt.name);
@@ -102,14 +106,14 @@ pub fn rules(
         if halt.metadata.creation_timestamp.as_ref().is_none_or(|t| t.0 <= since) {
             return Err(format!("{}: {repair}", uncertain(&what)));
         }
-        excluded.push(Excluded { user: user.clone(), because: format!("asked for {what}") });
+        excluded.push(Excluded { user: user.clone(), because: asked_for(&what) });
     }
     let mut requirements = plan.policy.approvals.clone();
     if requirements.is_empty() && !plan.policy.reconciliation.is_empty() {
         // Breaks are accepted by one person at least, who does not decide about a resume of his own.
         requirements.push(ApprovalRequirement { count: 1, group: None, service_accounts: false });
         if !excludes(Requester::Resume) {
-            let because = "asked for this TradingResume".into();
+            let because = asked_for("this TradingResume");
             excluded.push(Excluded { user: plan.spec.requested_by.clone(), because });
         }
     }

@@ -1,5 +1,6 @@
 //! Halts on a real API server, against the paper venue.
 
+mod approved;
 mod close;
 mod contention;
 mod deletion;

@@ -40,12 +40,12 @@ const PEOPLE: [(&str, &[&str], &[&str]); 6] = [
 ];
 
 /// A world with people in it.
-pub(super) struct Desk {
+pub(crate) struct Desk {
     pub world: World,
 }
 
 impl Desk {
-    pub(super) async fn new(world: World) -> Result<Self> {
+    pub(crate) async fn new(world: World) -> Result<Self> {
         let made = charts::template("standfast-system", &[])?.map_err(anyhow::Error::msg)?;
         let documents: Vec<Value> = serde_saphyr::from_multiple(&made)?;
         for role in documents.iter().filter(|d| d["kind"] == "ClusterRole") {
@@ -67,12 +67,12 @@ impl Desk {
         Ok(desk)
     }
 
-    async fn client(&self, user: &str) -> Result<Client> {
+    pub(crate) async fn client(&self, user: &str) -> Result<Client> {
         let groups = PEOPLE.iter().find(|p| p.0 == user).map_or(&[][..], |p| p.2);
         self.world.client_as(user, groups).await
     }
 
-    async fn approvals(&self, user: &str) -> Result<Api<Approval>> {
+    pub(crate) async fn approvals(&self, user: &str) -> Result<Api<Approval>> {
         Ok(Api::namespaced(self.client(user).await?, &self.world.namespace))
     }
 
@@ -87,7 +87,7 @@ impl Desk {
     }
 
     /// Dora halts, proven; nobody has asked for a resume.
-    pub(super) async fn halted(&self, policy: Value) -> Result<Operator> {
+    pub(crate) async fn halted(&self, policy: Value) -> Result<Operator> {
         self.world.system(&["bot"], json!({"resumePolicy": policy})).await?;
         let operator = self.world.operator().await?;
         let halts: Api<TradingHalt> = Api::namespaced(self.client("dora").await?, &self.world.namespace);
@@ -98,7 +98,7 @@ impl Desk {
         Ok(operator)
     }
 
-    pub(super) async fn ask_as(&self, user: &str) -> Result<TradingResume, kube::Error> {
+    pub(crate) async fn ask_as(&self, user: &str) -> Result<TradingResume, kube::Error> {
         let client = self.client(user).await.map_err(|e| kube::Error::Service(e.into()))?;
         let resumes: Api<TradingResume> = Api::namespaced(client, &self.world.namespace);
         let resume = json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume", "metadata": {"name": "go"},
@@ -114,7 +114,7 @@ impl Desk {
     }
 
     /// Somebody decides about a resume as it stands; `but` is merged into the spec.
-    pub(super) async fn decide(
+    pub(crate) async fn decide(
         &self,
         user: &str,
         name: &str,
@@ -134,7 +134,7 @@ impl Desk {
     }
 
     /// Waits until an approval says what is expected of it.
-    async fn says(&self, name: &str, phase: ApprovalPhase, text: &str) -> Result<()> {
+    pub(crate) async fn says(&self, name: &str, phase: ApprovalPhase, text: &str) -> Result<()> {
         let seen = std::sync::Mutex::new(None);
         let said = self
             .world

@@ -1,6 +1,6 @@
 //! Resumes on a real API server, against the paper venue.
 
-mod approvals;
+pub mod approvals;
 mod called_off;
 mod halted_again;
 mod limits;
