@@ -295,6 +295,9 @@ async fn s3_33_the_checks_are_a_table_in_the_status_and_numbers_come_from_the_da
 
     let (_, said) = world.kubectl(&["get", "tradingsystem", "system"], "").await?;
     assert!(said.lines().next().unwrap_or_default().contains("CHECKS") && said.contains("3/6"), "{said}");
+    let columns = r#"jsonpath={range .status.checks[*]}{.group}{"\t"}{.name}{"\t"}{.state}{"\t"}{.message}{"\n"}{end}"#;
+    let (_, table) = world.kubectl(&["get", "tradingsystem", "system", "-o", columns], "").await?;
+    assert!(table.contains("data\tpnl\tFailing\tfound 2, wanted 0\n"), "{table}");
     database.run("UPDATE trades SET pnl = 0 WHERE pnl IS NULL").await?;
     let repaired = |s: &TradingSystemStatus| row(s, "pnl").1 == CheckState::Passing;
     world.system_until("system", "the repair is seen", repaired).await?;

@@ -55,7 +55,7 @@ use standfast_crds::v1alpha1::{
 };
 
 pub use approvals::rules as approval_rules;
-pub use plan::{ResumePlan, Subject, plan_percents, plan_workloads};
+pub use plan::{ResumePlan, Subject, plan_percents, plan_workloads, policy_problem};
 pub use rehalt::{BASELINES_FROM, PARTLY_BACK, RESUME_UID};
 pub use restore::name as workload_name;
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use standfast_crds::v1alpha1::{
     Action, Check, CheckSelection, CheckThresholds, Duration, HaltPhase, HaltReference, HttpRequest, LatchedWorkload,
-    Limit, OrdersRead, ResumePolicy, StateRead, TradingHalt, TradingResume, TradingSystem,
+    Limit, OrdersRead, ResumePolicy, StateRead, TradingHalt, TradingResume, TradingSystem, TradingSystemSpec,
 };
 
 use super::{
@@ -274,6 +274,13 @@ pub fn accept(
         reconciliation,
         starts_halted: system.spec.application_halt.as_ref().is_some_and(|a| a.starts_halted),
     })
+}
+
+/// Why no resume can be carried out under the policy of this system, of which these workloads trade.
+pub fn policy_problem(system: &TradingSystemSpec, workloads: &[LatchedWorkload]) -> Option<String> {
+    let policy = system.resume_policy.as_ref()?;
+    let ramp = ramp::resolve(policy, system, &system.checks, workloads).map(drop);
+    ramp.and_then(|()| reconcile::plan::resolve(policy, system).map(drop)).err()
 }
 
 /// The halt that a resume names, if it can be released at all.

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use standfast_crds::v1alpha1::{
-    CheckState, CheckStatus, Problem, TradingHalt, TradingSystem, TradingSystemStatus, WorkloadKind, WorkloadStatus,
-    condition, set_condition, shorten,
+    CheckState, CheckStatus, LatchedWorkload, Problem, TradingHalt, TradingSystem, TradingSystemStatus, WorkloadKind,
+    WorkloadStatus, condition, set_condition, shorten,
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     prepared::Survey,
     spec::{self, problem},
 };
-use crate::{held, workloads::View};
+use crate::{held, resume::policy_problem, workloads::View};
 
 /// How long a status may lag where only texts differ.
 const TEXT_LAG: Duration = Duration::from_secs(60);
@@ -133,6 +133,15 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
         }
     }
 
+    let latched: Vec<_> = observed.trading.iter().map(|view| latched(view)).collect();
+    match policy_problem(&system.spec, &latched) {
+        None => set((conditions::RESUME_POLICY_INVALID, "False", "Valid"), "resumes can be carried out under it"),
+        Some(why) => {
+            let message = format!("resumePolicy: {why}; until it is repaired every resume fails at first sight");
+            set((conditions::RESUME_POLICY_INVALID, "True", "CannotBeCarriedOut"), &shorten(&message));
+        }
+    }
+
     match problems.iter().find(|p| p.reason == "InvalidSpec") {
         None => set((conditions::READY, "True", "Observed"), "the spec is valid, and its state is in this status"),
         Some(invalid) => set((conditions::READY, "False", "InvalidSpec"), &invalid.message),
@@ -142,6 +151,20 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
     status.checks_passing = (!status.checks.is_empty()).then(|| format!("{passing}/{}", status.checks.len()));
     status.problems = problems;
     status
+}
+
+/// As a halt would record it now.
+fn latched(view: &View) -> LatchedWorkload {
+    let scaled = view.key.kind != WorkloadKind::CronJob;
+    LatchedWorkload {
+        kind: view.key.kind,
+        name: view.key.name.clone(),
+        replicas: scaled.then_some(view.replicas),
+        suspended: (!scaled).then_some(view.suspended),
+        match_labels: None,
+        inherited_from: None,
+        suspended_jobs: vec![],
+    }
 }
 
 fn workload(view: &View) -> WorkloadStatus {

@@ -91,6 +91,31 @@ fn a_system_that_is_well_says_so() {
     assert_eq!(status.trading_workloads, [expected]);
 }
 
+/// A policy under which every resume would fail is said where it is written, and not at night.
+#[rstest]
+#[case(json!({}), "False", "Valid", "resumes can be carried out under it")]
+#[case(
+    json!({"ramp": [{"name": "small", "limits": {"size": "0.5"}, "hold": "1m"}]}), "True", "CannotBeCarriedOut",
+    "resumePolicy: the TradingSystem has no limit size: there is none; until it is repaired every resume fails at first sight"
+)]
+#[case(
+    json!({"watch": {"for": "1h", "checks": {"names": ["latency"]}}}), "True", "CannotBeCarriedOut",
+    "resumePolicy: watch: the resume has no check latency: there are api, pnl; until it is repaired every resume fails \
+     at first sight"
+)]
+fn a_policy_that_cannot_be_carried_out_is_told(
+    #[case] policy: Value,
+    #[case] state: &str,
+    #[case] reason: &str,
+    #[case] message: &str,
+) {
+    let mut system = system(None);
+    system.spec.resume_policy = Some(serde_json::from_value(policy).unwrap());
+    let status = decide(&observed(&system), now());
+    let found = condition(&status.conditions, conditions::RESUME_POLICY_INVALID).unwrap();
+    assert_eq!((found.status.as_str(), found.reason.as_str(), found.message.as_str()), (state, reason, message));
+}
+
 #[test]
 fn what_was_decided_once_is_decided_again_and_not_written() {
     let fresh = system(None);

@@ -59,6 +59,8 @@ pub mod conditions {
     pub const CHECKS_PASSING: &str = "ChecksPassing";
     /// Another system names the same account.
     pub const SHARED_ACCOUNT: &str = "SharedAccount";
+    /// The resumePolicy cannot be carried out: every resume would fail at first sight.
+    pub const RESUME_POLICY_INVALID: &str = "ResumePolicyInvalid";
     /// kstatus: the spec is valid and observed.
     pub const READY: &str = "Ready";
 }

@@ -192,3 +192,45 @@ async fn the_running_bots_own_books_are_compared_when_it_runs() -> Result<()> {
     assert_eq!(state("ready"), Some(StepState::Succeeded));
     assert_trading(&world, 1).await
 }
+
+/// S2-21, S2-27: the books come back from a backup with other risk parameters than declared, and with a portfolio that the
+/// venue does not hold. The resume names neither gate: the TradingSystem's policy and checks bind it all the same.
+#[tokio::test]
+async fn s2_21_risk_parameters_and_portfolio_must_be_as_declared_before_trading_resumes() -> Result<()> {
+    let database = books().await?;
+    database
+        .run(
+            "CREATE TABLE risk (name text, value numeric); INSERT INTO risk VALUES ('max_position_pct', 5); \
+             UPDATE positions SET quantity = 12 WHERE symbol = 'AAPL'",
+        )
+        .await?;
+    let world = world("restored").await?;
+    world.bot("bot", 2).await?;
+    connect(&world, &database).await?;
+    let declared = json!({"connectionSecretRef": {"name": "database", "key": "url"},
+        "query": "SELECT value FROM risk WHERE name = 'max_position_pct'", "expect": {"equals": 2}});
+    let checks = json!([
+        {"name": "risk-parameters", "group": "data", "interval": "1s", "sql": declared},
+        {"name": "bot", "group": "trading", "interval": "1s", "workload": {"kind": "Deployment", "name": "bot"}},
+    ]);
+    let policy = json!({"reconciliation": [positions()], "thresholds": {"interval": "1s"}});
+    world.system(&["bot"], json!({"checks": checks, "resumePolicy": policy})).await?;
+    let _operator = world.operator().await?;
+    world.halt("corrupted", json!({})).await?;
+    world.halted("corrupted").await?;
+    world.resume("go", "corrupted").await?;
+    saying(&world, "go", "checks: check risk-parameters is failing: found 5, wanted 2").await?;
+    assert_held(&world, "corrupted").await?;
+    database.run("UPDATE risk SET value = 2").await?;
+    let resume = saying(&world, "go", "reconcile: 1 break: AAPL Position at alpaca: venue minus bot -2").await?;
+    assert_held(&world, "corrupted").await?;
+    let state =
+        |resume: &TradingResume, name: &str| status(resume).steps.into_iter().find(|s| s.name == name).map(|s| s.state);
+    assert_eq!(state(&resume, "request-release"), Some(StepState::Pending), "not before the books agree");
+    database.run("UPDATE positions SET quantity = 10 WHERE symbol = 'AAPL'").await?;
+    let done = world.resume_in("go", ResumePhase::Completed).await?;
+    for step in ["ready", "verify"] {
+        assert_eq!(state(&done, step), Some(StepState::Succeeded), "{step}");
+    }
+    assert_trading(&world, 2).await
+}

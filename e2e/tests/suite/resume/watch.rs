@@ -29,7 +29,7 @@ async fn watched(name: &str, watch: &str, patch: Value) -> Result<(World, Operat
     Ok((world, operator))
 }
 
-/// S1-37, S2-27
+/// S1-37
 #[tokio::test]
 async fn s1_37_a_resume_completes_when_what_is_watched_has_passed_for_its_time() -> Result<()> {
     let (world, _operator) = watched("watch", "2s", json!({})).await?;
@@ -40,7 +40,7 @@ async fn s1_37_a_resume_completes_when_what_is_watched_has_passed_for_its_time()
     assert_trading(&world, 2).await
 }
 
-/// S0-29, S2-37, S3-33: within the watch, after everything is back. The live number is what to go back to.
+/// S0-29, S2-37: within the watch, after everything is back. The live number is what to go back to.
 #[tokio::test]
 async fn s2_37_a_check_that_fails_in_the_watch_halts_again() -> Result<()> {
     let (world, _operator) = watched("late", "24h", json!({})).await?;
