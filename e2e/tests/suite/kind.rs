@@ -6,6 +6,7 @@
 
 mod cluster;
 mod killer;
+mod story;
 
 use std::{
     io::{self, Write},

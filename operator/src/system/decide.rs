@@ -133,7 +133,7 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
         }
     }
 
-    let latched: Vec<_> = observed.trading.iter().map(|view| latched(view)).collect();
+    let latched: Vec<_> = observed.trading.iter().map(latched).collect();
     match policy_problem(&system.spec, &latched) {
         None => set((conditions::RESUME_POLICY_INVALID, "False", "Valid"), "resumes can be carried out under it"),
         Some(why) => {

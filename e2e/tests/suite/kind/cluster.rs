@@ -63,7 +63,8 @@ pub fn try_run(program: &str, arguments: &[&str], input: Option<&str>) -> Result
     }
 }
 
-fn run(program: &str, arguments: &[&str], input: Option<&str>) -> String {
+/// The same for a command that has to succeed.
+pub fn run(program: &str, arguments: &[&str], input: Option<&str>) -> String {
     try_run(program, arguments, input).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -336,6 +337,12 @@ impl Site {
     /// Its open orders.
     pub fn open_orders(&self) -> usize {
         self.account()["openOrders"].as_array().unwrap().len()
+    }
+
+    /// What a Service of the namespace answers on its port 8080.
+    pub fn pod_says(&self, service: &str, path: &str) -> Value {
+        let path = format!("/api/v1/namespaces/{}/services/{service}:8080/proxy{path}", self.namespace);
+        serde_json::from_str(&kubectl(&["get", "--raw", &path])).unwrap()
     }
 
     /// Lets the venue answer some requests wrongly.

@@ -4,8 +4,10 @@
 //! operator is started again where it was cut off, and the end must be that of the clean run, or the status must ask for
 //! a person. What must never be, not even for a moment, is looked for all the time, on the world and not in the status.
 //!
-//! `STANDFAST_SWEEP=all` runs every plan, `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
+//! Where some dozens of calls are alike, each meets some of the faults, in turns. `STANDFAST_SWEEP=all` runs every call
+//! with every fault, `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
 
+mod gated;
 mod process;
 mod stage;
 
@@ -34,17 +36,25 @@ enum Scenario {
     Resume,
     /// A halt that reduces what is held to a half of the account's equity.
     Reduce,
+    /// A resume with two approvals, a break that is accepted, and three stages.
+    Gated,
 }
 
 impl Scenario {
-    const ALL: [Self; 3] = [Self::Halt, Self::Resume, Self::Reduce];
+    const ALL: [Self; 4] = [Self::Halt, Self::Resume, Self::Reduce, Self::Gated];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Halt => "halt",
             Self::Resume => "resume",
             Self::Reduce => "reduce",
+            Self::Gated => "gated",
         }
+    }
+
+    /// Whether trading comes back.
+    const fn resumes(self) -> bool {
+        matches!(self, Self::Resume | Self::Gated)
     }
 }
 
@@ -95,6 +105,35 @@ fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
     found
 }
 
+/// Which faults a call meets where not all of them do: those that have no turn at one call have it at the next.
+fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fault> {
+    const CUTS: [Fault; 2] = [Fault::CutBefore, Fault::CutAfter];
+    const OTHERS: [Fault; 5] = [Fault::LostReply, Fault::Conflict, Fault::LostRequest, Fault::Error, Fault::Throttled];
+    const ITS_OWN: [&str; 4] = ["approvals", "/positions", "/limits", "configmaps/limits"];
+    let one = || vec![Fault::ALL[place % Fault::ALL.len()]];
+    match scenario {
+        // What else a halt does is in its own scenario: here it is the closes, and what is written around them.
+        Scenario::Reduce if key.contains("/v2/positions/") => Fault::ALL.to_vec(),
+        Scenario::Reduce if key.starts_with("GET /v2/account#") || key.starts_with("GET /v2/positions#1") => {
+            vec![Fault::Error]
+        }
+        Scenario::Reduce if key.contains("tradinghalts/halt/status") => vec![CUTS[place % 2]],
+        Scenario::Reduce => vec![],
+        // That of another controller, which is written again whenever it is not as it should be.
+        _ if mutating && key.contains("tradingsystems/system/status") => one(),
+        // A resume goes from intent to result by some dozens of writes of the same kind.
+        Scenario::Resume if mutating && key.contains("tradingresumes/resume/status") => {
+            vec![CUTS[place % 2], OTHERS[place % OTHERS.len()]]
+        }
+        Scenario::Gated if mutating && key.contains("tradingresumes/resume/status") => one(),
+        // What else is read is read in a plain resume, too.
+        Scenario::Gated if !mutating && !ITS_OWN.iter().any(|own| key.contains(own)) => vec![],
+        _ if mutating => Fault::ALL.to_vec(),
+        _ if key.ends_with("#1") => one(),
+        _ => vec![],
+    }
+}
+
 fn say(line: &str) {
     // Past the capture of the test's output: it is to be seen when all is well.
     let _ = writeln!(std::io::stderr(), "{line}");
@@ -131,21 +170,7 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     }
     let mut plans = vec![];
     for (place, (key, mutating, _)) in keys.iter().enumerate() {
-        let faults = match (mutating, wish == "all", key.ends_with("#1")) {
-            // What else a halt does is in its own scenario: here it is the closes, and what is written around them.
-            _ if scenario == Scenario::Reduce && wish != "all" => match key.as_str() {
-                key if key.contains("/v2/positions/") => Fault::ALL.to_vec(),
-                key if key.starts_with("GET /v2/account#") || key.starts_with("GET /v2/positions#1") => {
-                    vec![Fault::Error]
-                }
-                key if key.contains("tradinghalts/halt/status") => vec![Fault::ALL[place % 2]],
-                _ => vec![],
-            },
-            (true, ..) | (_, true, _) => Fault::ALL.to_vec(),
-            // Over all reads every fault has its turn.
-            (false, false, true) => vec![Fault::ALL[place % Fault::ALL.len()]],
-            (false, false, false) => vec![],
-        };
+        let faults = if wish == "all" { Fault::ALL.to_vec() } else { faults(scenario, key, *mutating, place) };
         let strike = |fault| Some(Strike { key: key.clone(), fault });
         plans.extend(faults.into_iter().map(|f| Plan { scenario, strike: strike(f) }));
     }
@@ -222,6 +247,12 @@ async fn sweep_of_a_halt() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sweep_of_a_resume() -> Result<()> {
     sweep(Scenario::Resume).await
+}
+
+/// S1-14, S1-36, S0-63
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sweep_of_a_resume_through_gates() -> Result<()> {
+    sweep(Scenario::Gated).await
 }
 
 /// S0-44

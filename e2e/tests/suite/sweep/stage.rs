@@ -31,7 +31,7 @@ use standfast_e2e::{
     process::Process,
     proxy::{self, Living},
     venue::{Behaviour, Decimal, Effect, NewOrder, PaperVenue, Side, What},
-    world::{KEY, Operator, World},
+    world::{KEY, Operator, World, merge},
 };
 use standfast_operator::{
     client::{Clients, retry_reads},
@@ -39,7 +39,10 @@ use standfast_operator::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Plan, Scenario, TURNS};
+use super::{
+    Plan, Scenario, TURNS,
+    gated::{self, Limits, People},
+};
 
 /// The longest that a plan may take from its beginning to its end.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -102,6 +105,8 @@ pub struct End {
     /// How often the venue was told to accept orders again.
     pub allowed: usize,
     pub autoscaler: String,
+    /// Who let trading return, and through what.
+    pub gates: String,
 }
 
 /// How a plan went.
@@ -119,12 +124,14 @@ struct Books {
     /// How many answers are still to be failures.
     failures: AtomicU32,
     asked: AtomicU32,
+    limits: Arc<Limits>,
 }
 
 impl Books {
     async fn serve(self: Arc<Self>, tasks: &mut JoinSet<()>) -> Result<String> {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
+        let limits = Arc::clone(&self.limits);
         let health = async move || {
             self.asked.fetch_add(1, Ordering::SeqCst);
             let left = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
@@ -132,7 +139,9 @@ impl Books {
         };
         let app = Router::new()
             .route("/health", routing::get(health))
-            .route("/sync", routing::post(async || Json(json!({}))));
+            .route("/sync", routing::post(async || Json(json!({}))))
+            .route("/positions", routing::get(async || Json(gated::positions())))
+            .route("/limits", routing::get(async move || Json(json!({"size": limits.told()}))));
         tasks.spawn(async move { drop(axum::serve(listener, app).await) });
         Ok(url)
     }
@@ -147,6 +156,7 @@ pub struct Stage {
     resume: watch::Receiver<Option<TradingResume>>,
     system: watch::Receiver<Option<TradingSystem>>,
     books: Arc<Books>,
+    people: People,
     /// Where the operator runs as a process.
     fronts: Option<Fronts>,
     /// Serves and watches until it is dropped.
@@ -218,26 +228,28 @@ impl Stage {
         world
             .create::<HorizontalPodAutoscaler>(json!({"metadata": {"name": "bot"}, "spec": {
                 "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "bot"},
-                "minReplicas": 2, "maxReplicas": 4,
+                "minReplicas": if plan.scenario == Scenario::Gated { 1 } else { 2 }, "maxReplicas": 4,
                 "metrics": [{"type": "Resource", "resource": {"name": "cpu",
                     "target": {"type": "Utilization", "averageUtilization": 50}}}]}}))
             .await?;
         let check = json!({"name": "books", "group": "trading", "interval": "1h", "http": {
             "request": {"url": format!("{url}/health"), "timeout": "2s"}, "path": "$.ok", "expect": {"equals": true}}});
-        world
-            .system(
-                &BOTS.map(|b| b.0),
-                json!({
-                    "checks": [check],
-                    "syncPositions": {"http": {"method": "POST", "url": format!("{url}/sync"), "timeout": "2s"}},
-                    "venues": [if plan.scenario == Scenario::Reduce { world.selecting_venue() } else { world.venue_spec() }],
-                    "haltPolicy": {"allowedPositionActions": ["Keep", "CloseAll", "ReduceTo"]}
-                }),
-            )
-            .await?;
+        let venue = if plan.scenario == Scenario::Reduce { world.selecting_venue() } else { world.venue_spec() };
+        let mut spec = json!({
+            "checks": [check],
+            "syncPositions": {"http": {"method": "POST", "url": format!("{url}/sync"), "timeout": "2s"}},
+            "venues": [venue],
+            "haltPolicy": {"allowedPositionActions": ["Keep", "CloseAll", "ReduceTo"]}
+        });
+        if plan.scenario == Scenario::Gated {
+            merge(&mut spec, gated::prepare(&world, &url).await?);
+            books.limits.follow(&world, &mut tasks);
+        }
+        world.system(&BOTS.map(|b| b.0), spec).await?;
         let (halt, resume, system) =
             (newest(&world, &mut tasks), newest(&world, &mut tasks), newest(&world, &mut tasks));
-        Ok(Self { world, faults, scenario: plan.scenario, halt, resume, system, books, fronts, _tasks: tasks })
+        let (scenario, people) = (plan.scenario, People::new());
+        Ok(Self { world, faults, scenario, halt, resume, system, books, people, fronts, _tasks: tasks })
     }
 
     /// Starts an operator behind the faults. Watches, and the lists that go with them, pass them by.
@@ -316,6 +328,12 @@ impl Stage {
     async fn sample(&self) -> anyhow::Error {
         loop {
             tokio::time::sleep(SAMPLE).await;
+            if self.scenario == Scenario::Gated {
+                match gated::too_many(&self.world, &self.books.limits, &self.faults.log()).await {
+                    Ok(None) | Err(_) => {}
+                    Ok(Some(why)) => return anyhow::anyhow!(why),
+                }
+            }
             let said = self.halt.borrow().clone();
             let Some(said) = said.filter(|h| phase(h) == HaltPhase::Halted) else { continue };
             let Some(why) = self.contradiction() else { continue };
@@ -438,13 +456,26 @@ impl Stage {
                 self.world.halt(HALT, half).await?;
                 self.drive(&mut operator, self.until_halted()).await
             }
-            Scenario::Resume => {
+            Scenario::Resume | Scenario::Gated => {
                 self.world.halt(HALT, json!({})).await?;
                 ensure!(self.until_halted().await?.is_none(), "the halt is not proven");
                 self.faults.arm();
                 self.books.failures.store(FAILURES, Ordering::SeqCst);
                 self.world.resume(RESUME, HALT).await?;
-                self.drive(&mut operator, self.until_resumed()).await
+                let resumed = async {
+                    let decided = async {
+                        if self.scenario == Scenario::Gated {
+                            let calls = || self.faults.log().len();
+                            self.people.decide(&self.world, self.resume.clone(), calls).await?;
+                        }
+                        std::future::pending::<Result<Option<String>>>().await
+                    };
+                    tokio::select! {
+                        resumed = self.until_resumed() => resumed,
+                        failed = decided => failed,
+                    }
+                };
+                self.drive(&mut operator, resumed).await
             }
         }
     }
@@ -461,7 +492,7 @@ impl Stage {
         let autoscaler = world.api::<HorizontalPodAutoscaler>().get("bot").await?;
         // Best effort: it would be looked at by the control plane for as long as that runs.
         let _ = world.api::<HorizontalPodAutoscaler>().delete("bot", &DeleteParams::default()).await;
-        let resumed = self.scenario == Scenario::Resume;
+        let resumed = self.scenario.resumes();
         let resume = self.resume.borrow().as_ref().and_then(|r| r.status.clone()).unwrap_or_default();
         let allowing = |what: &What| match what {
             What::Request(request) => request.effects.contains(&Effect::Suspended { suspended: false }),
@@ -484,6 +515,10 @@ impl Stage {
                 .collect(),
             allowed: venue.ledger().iter().filter(|e| allowing(&e.what)).count(),
             autoscaler: serde_json::to_string(&autoscaler.spec)?,
+            gates: match self.scenario {
+                Scenario::Gated => gated::end(&resume, &self.books.limits),
+                _ => String::new(),
+            },
         })
     }
 }
@@ -507,7 +542,7 @@ fn show(status: &impl serde::Serialize) -> String {
 /// What the order of the calls must be, whatever went wrong.
 fn in_order(scenario: Scenario, calls: &[Recorded]) -> Result<()> {
     let index = |found: &dyn Fn(&Recorded) -> bool| calls.iter().position(found);
-    if scenario != Scenario::Resume {
+    if !scenario.resumes() {
         return Ok(());
     }
     let is = |call: &Recorded, kind: &str| call.armed && call.kind.starts_with(kind);
@@ -588,6 +623,9 @@ pub async fn run(plane: &Arc<ControlPlane>, plan: &Plan, place: Where) -> Result
     let checked = async {
         let asks = played?;
         in_order(plan.scenario, &calls)?;
+        if plan.scenario == Scenario::Gated {
+            stage.people.check(&stage.books.limits, &calls)?;
+        }
         Ok::<_, anyhow::Error>((asks, stage.end().await?))
     };
     let (asks, end) = checked.await.with_context(|| history(&stage, &calls))?;
