@@ -75,7 +75,7 @@ impl Person {
 }
 
 /// The policy of the story. A break must be accepted by both, too.
-fn policy() -> Value {
+fn policy(small: &str) -> Value {
     json!({
         "approvals": [{"count": 1, "group": "risk"}, {"count": 1}],
         "excludeRequesters": ["Halt", "Resume"],
@@ -84,7 +84,7 @@ fn policy() -> Value {
             "bot": {"http": {"url": "http://books.NAMESPACE.svc:8080/positions.json"}}}],
         "thresholds": {"interval": "1s", "failure": 2},
         "ramp": [
-            {"name": "small", "limits": {"maxPositionPercent": "0.5"}, "hold": "30s"},
+            {"name": "small", "limits": {"maxPositionPercent": "0.5"}, "hold": small},
             {"name": "full", "limits": {"maxPositionPercent": "2"}, "hold": "3s"},
         ],
         "watch": {"for": "3s"},
@@ -167,9 +167,13 @@ fn s0_29_two_people_bring_trading_back_in_stages_and_a_regression_halts_it_again
     let (rita, carl) = (person("rita", "desk", "standfast-responder"), person("carl", "desk", "standfast-risk"));
     let (anna, bert) = (person("anna", "risk", "standfast-risk"), person("bert", "desk", "standfast-risk"));
     site.start();
-    let patch = json!({"spec": {"resumePolicy": policy(), "limits": limits()}}).to_string();
-    let patch = patch.replace("NAMESPACE", &site.namespace);
-    site.kubectl(&["patch", "tradingsystem/demo", "--type=merge", "-p", &patch]);
+    let declare = |small: &str| {
+        let patch = json!({"spec": {"resumePolicy": policy(small), "limits": limits()}}).to_string();
+        let patch = patch.replace("NAMESPACE", &site.namespace);
+        site.kubectl(&["patch", "tradingsystem/demo", "--type=merge", "-p", &patch]);
+    };
+    // Long enough to look at it.
+    declare("30s");
 
     rita.does(&["halt", "demo", "--reason", "prices look stale", "--name", "stale"]);
     keep_books(&site, 3);
@@ -225,6 +229,7 @@ fn s0_29_two_people_bring_trading_back_in_stages_and_a_regression_halts_it_again
 
     site.clear_faults();
     keep_books(&site, 0);
+    declare("3s");
     carl.does(&["resume", "demo", "--name", "back-again", "--no-wait"]);
     resume_in(&site, "back-again", "AwaitingApproval");
     anna.does(&["approve", "back-again", "--yes"]);
