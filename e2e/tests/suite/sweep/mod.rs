@@ -7,6 +7,7 @@
 //! Where some dozens of calls are alike, each meets some of the faults, in turns. `STANDFAST_SWEEP=all` runs every call
 //! with every fault, `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
 
+mod books;
 mod gated;
 mod process;
 mod stage;

@@ -3,17 +3,12 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::Ipv4Addr,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use axum::{Json, Router, routing};
 use futures::StreamExt;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use kube::{
@@ -41,7 +36,8 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     Plan, Scenario, TURNS,
-    gated::{self, Limits, People},
+    books::Books,
+    gated::{self, People},
 };
 
 /// The longest that a plan may take from its beginning to its end.
@@ -116,35 +112,6 @@ pub struct Run {
     pub struck: bool,
     /// Why a person is asked for.
     pub asks: Option<String>,
-}
-
-/// The bot's books: a check that can fail, and a sync.
-#[derive(Default)]
-struct Books {
-    /// How many answers are still to be failures.
-    failures: AtomicU32,
-    asked: AtomicU32,
-    limits: Arc<Limits>,
-}
-
-impl Books {
-    async fn serve(self: Arc<Self>, tasks: &mut JoinSet<()>) -> Result<String> {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let limits = Arc::clone(&self.limits);
-        let health = async move || {
-            self.asked.fetch_add(1, Ordering::SeqCst);
-            let left = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
-            Json(json!({"ok": left.is_err()}))
-        };
-        let app = Router::new()
-            .route("/health", routing::get(health))
-            .route("/sync", routing::post(async || Json(json!({}))))
-            .route("/positions", routing::get(async || Json(gated::positions())))
-            .route("/limits", routing::get(async move || Json(json!({"size": limits.told()}))));
-        tasks.spawn(async move { drop(axum::serve(listener, app).await) });
-        Ok(url)
-    }
 }
 
 /// A world that is ready for its scenario, and what watches it.
