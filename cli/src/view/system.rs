@@ -86,6 +86,13 @@ pub fn prepared(system: &TradingSystem) -> Option<bool> {
     }
 }
 
+/// Whether a halt halts this system, or is a halt of several that has not made the one for this system yet.
+fn concerns(halt: &TradingHalt, system: &TradingSystem) -> bool {
+    let name = system.name_any();
+    let selects = || halt.spec.system_selector.as_ref().is_some_and(|s| s.matches(system.labels()));
+    halt.spec.halts(&name) || (standfast_crds::held::about_to_halt(halt, &name) && selects())
+}
+
 impl SystemView {
     /// How a system stands, from all halts and resumes of its namespace.
     pub fn of(
@@ -96,8 +103,7 @@ impl SystemView {
         now: Timestamp,
     ) -> Self {
         let name = system.name_any();
-        let own: Vec<HaltView> =
-            halts.iter().filter(|h| h.spec.system_ref.name == name).map(|h| HaltView::of(h, now)).collect();
+        let own: Vec<HaltView> = halts.iter().filter(|h| concerns(h, system)).map(|h| HaltView::of(h, now)).collect();
         let released = |r: &TradingResume| own.iter().any(|h| h.name == r.spec.halt_ref.name);
         let mut under_way: Vec<ResumeView> =
             resumes.iter().filter(|r| released(r)).map(ResumeView::of).filter(|r| !r.ended).collect();
@@ -315,7 +321,7 @@ mod tests {
     #[test]
     fn halts_of_other_systems_are_not_shown() {
         let mut other = halt("x", proven());
-        other.spec.system_ref.name = "other".into();
+        other.spec.system_ref = Some(standfast_crds::v1alpha1::LocalReference { name: "other".into() });
         assert_eq!(view(&[other], &[], 10).state, State::Trading);
     }
 

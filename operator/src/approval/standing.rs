@@ -8,7 +8,10 @@ use standfast_crds::v1alpha1::{
 };
 
 use super::count::{Subject, Unfit, ineligible, unfit};
-use crate::resume::{ResumePlan, approval_rules};
+use crate::{
+    halt::group,
+    resume::{ResumePlan, approval_rules},
+};
 
 /// The condition of an Approval.
 const READY: &str = "Ready";
@@ -53,7 +56,9 @@ fn judge(
         return (ApprovalPhase::Used, said.unwrap_or_default());
     }
     if approval.spec.subject.kind == SubjectKind::TradingHalt {
-        return void("nothing asks for approvals of a TradingHalt".into());
+        let group = halts.iter().find(|h| h.spec.is_group() && h.name_any() == *name);
+        let itself = group.map_or_else(String::new, |group| format!(" ({})", group::not_itself(group)));
+        return void(format!("nothing asks for approvals of a TradingHalt{itself}"));
     }
     let Some(resume) = resume else {
         return void(format!("there is no TradingResume {name} in namespace {namespace}"));

@@ -2,7 +2,7 @@
 //!
 //! A halt is committed by one status write ([`commit`]), then looked at again and again: [`observe`] reads everything
 //! live, [`decide`] says what to do next and what may be said, [`act`] does it, [`record`] writes what is new.
-//! [`release`] ends it.
+//! [`release`] ends it. A halt of several systems makes others, and only tells how those stand: [`group`].
 
 pub mod act;
 pub mod baseline;
@@ -11,6 +11,7 @@ mod commit;
 mod contention;
 pub mod decide;
 pub mod evidence;
+pub mod group;
 mod jobs;
 pub mod latch;
 pub mod memory;
@@ -93,6 +94,8 @@ pub struct HaltReconciler {
     memories: Mutex<HashMap<String, Memory>>,
     /// The newest version of each halt that this process wrote: the cache may be behind.
     written: Mutex<HashMap<String, TradingHalt>>,
+    /// When the status of each halt of several systems was last written.
+    shown: Mutex<HashMap<String, Instant>>,
 }
 
 /// Wait between looks while something is still moving, at most.
@@ -136,6 +139,7 @@ impl HaltReconciler {
             pace: PACE,
             memories: Mutex::default(),
             written: Mutex::default(),
+            shown: Mutex::default(),
         }
     }
 
@@ -171,6 +175,7 @@ impl HaltReconciler {
     pub fn forget(&self, uid: &str) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     /// A halt is gone, whoever deleted it: nothing is remembered of it any more.
@@ -252,7 +257,7 @@ impl HaltReconciler {
         let mut stopped = self.act(&current, &status, None, stops, HashMap::new()).await;
         let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
         for venue in &status.venues {
-            let allowing = others::allowing(&venue.name, &resumes, &halt.spec.system_ref.name, Timestamp::now());
+            let allowing = others::allowing(&venue.name, &resumes, halt.spec.system(), Timestamp::now());
             memory.venues.entry(venue.name.clone()).or_default().note_allowing(allowing);
         }
         let observed = self.observe(&current, &status, &system, memory).await;
@@ -489,6 +494,9 @@ impl Reconcile for HaltReconciler {
             }
             self.forget_looks(&uid);
             return Ok(Action::requeue(CATCH_UP));
+        }
+        if halt.spec.is_group() {
+            return self.group(&halt).await;
         }
         if status.latch.is_none() {
             return self.commit(&halt).await;

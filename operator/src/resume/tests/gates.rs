@@ -1,7 +1,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{CheckState, LatchedWorkload, StepState, StepStatus, TradingHalt, TradingResumeStatus};
+use standfast_crds::v1alpha1::{
+    CheckState, LatchedWorkload, LocalReference, StepState, StepStatus, TradingHalt, TradingResumeStatus,
+};
 
 use super::{BORN, REQUESTED, at, halt, plan, released_by};
 use crate::{
@@ -16,7 +18,7 @@ use crate::{
 };
 
 fn of_another_system(mut halt: TradingHalt) -> TradingHalt {
-    halt.spec.system_ref.name = "equities".into();
+    halt.spec.system_ref = Some(LocalReference { name: "equities".into() });
     halt
 }
 
