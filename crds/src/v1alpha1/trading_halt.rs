@@ -25,7 +25,7 @@ use super::{Duration, LocalReference, PositionAction, WorkloadKind, conditions_s
     validation = Rule::new("self.spec == oldSelf.spec").message("a TradingHalt is immutable: to escalate, create a second one; to resume trading, create a TradingResume"),
     validation = Rule::new("self.metadata.name.size() <= 200").message("the name of a TradingHalt has at most 200 characters, because its latch is named after it"),
     validation = Rule::new("!has(self.spec.systemSelector) || self.metadata.name.size() <= 63").message("the name of a TradingHalt with a systemSelector has at most 63 characters, because the halts it makes carry it as a label"),
-    printcolumn(name = "System", type_ = "string", json_path = "['spec.systemRef.name','status.target']"),
+    printcolumn(name = "System", type_ = "string", json_path = ".*['systemRef.name','target']", description = "The system, or how many of them"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Orders", type_ = "integer", json_path = ".status.openOrders", description = "Open orders that should not be, as last read"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.runningPods", description = "Trading pods still there"),

@@ -3,6 +3,7 @@
 mod close;
 mod contention;
 mod deletion;
+mod group;
 mod ill;
 mod selection;
 mod signed;
