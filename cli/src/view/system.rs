@@ -297,6 +297,29 @@ mod tests {
     }
 
     #[test]
+    fn a_halt_of_several_systems_counts_until_it_has_made_the_halt_of_this_one() {
+        let group = |selector: Value, status: Value| {
+            let mut halt = halt("all", status);
+            halt.spec.system_ref = None;
+            halt.spec.system_selector = serde_json::from_value(selector).unwrap();
+            halt
+        };
+        let (mine, other) = (json!({"system": "demo", "halt": "all-demo"}), json!({"matchLabels": {"desk": "fx"}}));
+        let mut made = mine.clone();
+        made["haltUid"] = "u".into();
+        for (selector, status, expected) in [
+            (json!({}), json!({}), State::Requested),
+            (other, json!({}), State::Trading),
+            (json!({}), json!({"phase": "Fencing", "systems": [mine]}), State::Requested),
+            // Then that one tells.
+            (json!({}), json!({"phase": "Fencing", "systems": [made]}), State::Trading),
+        ] {
+            let said = view(&[group(selector.clone(), status.clone())], &[], 10);
+            assert_eq!(said.state, expected, "{selector} {status}");
+        }
+    }
+
+    #[test]
     fn the_state_follows_from_what_holds_and_from_how_old_the_proof_is() {
         let with = |status: Value| halt("stale", status);
         let fencing = json!({"phase": "Fencing", "latch": {"held": true, "configMap": "x"}});
