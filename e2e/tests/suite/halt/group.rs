@@ -129,18 +129,34 @@ async fn a_halt_of_three_systems_halts_each_and_is_released_with_the_last() -> R
         .await
 }
 
-/// Between the write of the intent and the creation of the halts: the next operator makes those that are missing, and none
-/// twice. A name that somebody else has taken does not matter.
+/// Between the write of the intent and the creation of the halts: the next operator makes those that are missing. A name
+/// that somebody else has taken does not matter.
 #[tokio::test]
-async fn an_operator_that_ends_before_it_made_the_halts_is_carried_on() -> Result<()> {
-    let world = world("group-cut").await?;
+async fn an_operator_that_ends_before_it_made_a_halt_is_carried_on() -> Result<()> {
+    let world = cut_off("group-before", "fx", Fault::CutBefore).await?;
+    ensure!(world.halt_status("all-fx").await.is_err(), "all-fx was made");
+    carried_on(&world).await
+}
+
+/// The same where one was made and nobody heard of it: it is not made twice.
+#[tokio::test]
+async fn an_operator_that_ends_after_it_made_a_halt_is_carried_on() -> Result<()> {
+    let world = cut_off("group-after", "eq", Fault::CutAfter).await?;
+    let made = world.api::<TradingHalt>().get("all-eq").await?.uid();
+    carried_on(&world).await?;
+    assert_eq!(world.api::<TradingHalt>().get("all-eq").await?.uid(), made);
+    Ok(())
+}
+
+/// Three systems, and a halt of them whose operator was cut off when it made the halt of this one.
+async fn cut_off(name: &str, system: &str, fault: Fault) -> Result<World> {
+    let world = world(name).await?;
     for name in ["eq", "fx", "fut"] {
         desk(&world, name, json!({}), true).await?;
     }
     let foreign = json!({"metadata": {"name": "all-fut"}, "spec": {"systemRef": {"name": "nothing"}, "reason": "x"}});
     world.create::<TradingHalt>(foreign).await?;
-    let strike = Strike { key: "POST tradinghalts/all-fx#1".into(), fault: Fault::CutBefore };
-    let faults = Faults::new(Some(strike));
+    let faults = Faults::new(Some(Strike { key: format!("POST tradinghalts/all-{system}#1"), fault }));
     let layers = faults.operator();
     let operator = world.operator_with(move |client| layers.client(client), |transport| transport).await?;
     faults.arm();
@@ -150,11 +166,14 @@ async fn an_operator_that_ends_before_it_made_the_halts_is_carried_on() -> Resul
     let status = world.halt_status("all").await?;
     let intended: Vec<_> = status.systems.iter().map(|e| (e.halt.as_str(), e.halt_uid.as_deref())).collect();
     assert_eq!(intended, [("all-eq", None), ("all-fut", None), ("all-fx", None)], "the intent comes first");
-    ensure!(world.halt_status("all-fx").await.is_err(), "all-fx was made");
+    Ok(world)
+}
 
+/// Another operator comes to the end, with one halt for each system.
+async fn carried_on(world: &World) -> Result<()> {
     let _operator = world.operator().await?;
     let status = world.halted("all").await?;
-    let halts = made_by(&world, "all").await?;
+    let halts = made_by(world, "all").await?;
     assert_eq!(halts.iter().map(|h| h.spec.system()).collect::<Vec<_>>(), ["eq", "fut", "fx"]);
     let second = status.systems[1].halt.clone();
     assert!(second.starts_with("all-fut-"), "{second}");
