@@ -46,6 +46,26 @@ fn other_halts(
     assert_eq!(gates::still_held(&halts, &plan), still);
 }
 
+/// Nothing is raised while a halt of several systems may be making the one for this system.
+#[test]
+fn a_halt_of_several_systems_is_about_to_hold_until_it_has_made_its_halts() {
+    let plan = plan();
+    let mine = json!({"system": plan.system.name, "halt": "all-1"});
+    let mut made = mine.clone();
+    made["haltUid"] = "u".into();
+    for (status, expected) in [
+        (json!({"latch": null, "phase": "Pending"}), Some("all")),
+        (json!({"latch": null, "phase": "Fencing", "systems": [mine]}), Some("all")),
+        (json!({"latch": null, "phase": "Fencing", "systems": [made]}), None),
+    ] {
+        let mut group = halt("all", REQUESTED + 9, status.clone());
+        (group.spec.system_ref, group.spec.system_selector) = (None, Some(Default::default()));
+        let halts = [halt("stale", BORN - 60, released_by("go")), group];
+        assert_eq!(gates::about_to_hold(&halts, &plan).as_deref(), expected, "{status}");
+        assert_eq!(gates::halted_again(&halts, &plan, at(REQUESTED)), None, "its halts do that");
+    }
+}
+
 #[rstest]
 #[case::holds(json!({}), Released::No)]
 #[case::on_the_way(
