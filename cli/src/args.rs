@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::{path::PathBuf, time};
+use std::{collections::BTreeMap, path::PathBuf, time};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use standfast_crds::v1alpha1::{CancelOrders, Duration};
+use standfast_crds::v1alpha1::{CancelOrders, Duration, PositionAction};
 
 /// Halts trading systems, shows that they are halted, and resumes trading.
 #[derive(Debug, Parser)]
@@ -99,22 +99,34 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Halt {
     /// The TradingSystems
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(required_unless_present_any = ["all", "selector"], conflicts_with_all = ["all", "selector"])]
     pub systems: Vec<String>,
-    /// All TradingSystems of the namespace
-    #[arg(long)]
+    /// All TradingSystems of the namespace, by one TradingHalt
+    #[arg(long, conflicts_with = "selector")]
     pub all: bool,
+    /// The TradingSystems with these labels, by one TradingHalt
+    #[arg(long, short = 'l', value_name = "KEY=VALUE,…", value_parser = labels)]
+    pub selector: Option<Labels>,
     /// Why; one line. People read it where the latch refuses something
     #[arg(long, short)]
     pub reason: String,
     /// Which open orders are cancelled: All, NonProtective or None
     #[arg(long, value_name = "WHICH", default_value = "All", value_parser = cancel)]
     pub cancel: CancelOrders,
-    /// What happens to positions: Keep, CloseAll or what else the system's haltPolicy allows
-    #[arg(long, value_name = "ACTION", default_value = "Keep")]
-    pub positions: String,
+    /// What happens to positions: Keep, CloseAll, CloseMatching or ReduceTo, as far as the system's haltPolicy allows it
+    #[arg(long, value_name = "ACTION", default_value = "Keep", value_parser = positions)]
+    pub positions: PositionAction,
+    /// With CloseMatching: positions that lose more than so many percent, such as 10
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub loss_below: Option<String>,
+    /// With CloseMatching: positions that are held for longer than this, such as 168h
+    #[arg(long, value_name = "DURATION", value_parser = held_for)]
+    pub held_longer_than: Option<Duration>,
+    /// With ReduceTo: how many percent of equity all positions of a venue may be worth together, such as 50
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub exposure: Option<String>,
     /// Name of the TradingHalt [default: made of the system and of what is asked for]
-    #[arg(long, conflicts_with = "all")]
+    #[arg(long)]
     pub name: Option<String>,
     /// Create it and do not wait
     #[arg(long)]
@@ -184,6 +196,45 @@ fn cancel(text: &str) -> Result<CancelOrders, String> {
         .ok_or_else(|| "write All, NonProtective or None".into())
 }
 
+/// Labels and their values.
+pub type Labels = BTreeMap<String, String>;
+
+fn labels(text: &str) -> Result<Labels, String> {
+    let wrong = || "write key=value, and several with commas: desk=fx,region=eu".to_owned();
+    let pair = |pair: &str| {
+        let (key, value) = pair.trim().split_once('=').ok_or_else(wrong)?;
+        let value = value.strip_prefix('=').unwrap_or(value);
+        // `!=` would select what it is to leave out.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        let fits = !key.is_empty() && key.chars().chain(value.chars()).all(plain);
+        if fits { Ok((key.to_owned(), value.to_owned())) } else { Err(wrong()) }
+    };
+    text.split(',').map(pair).collect()
+}
+
+fn positions(text: &str) -> Result<PositionAction, String> {
+    use PositionAction as P;
+    [P::Keep, P::CloseAll, P::CloseMatching, P::ReduceTo]
+        .into_iter()
+        .find(|a| a.as_str().eq_ignore_ascii_case(text))
+        .ok_or_else(|| "write Keep, CloseAll, CloseMatching or ReduceTo".into())
+}
+
+/// A number of percent; its limits are the API server's to tell.
+fn percent(text: &str) -> Result<String, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    let decimal = number.chars().all(|c| c.is_ascii_digit() || c == '.') && number.parse::<f64>().is_ok();
+    if decimal {
+        Ok(number.to_owned())
+    } else {
+        Err("write a number of percent without a sign, such as 10 or 2.5".into())
+    }
+}
+
+fn held_for(text: &str) -> Result<Duration, String> {
+    text.parse()
+}
+
 fn duration(text: &str) -> Result<time::Duration, String> {
     text.parse::<Duration>().map(Duration::get)
 }
@@ -217,6 +268,16 @@ mod tests {
             (&["halt", "bot"][..], "--reason"),
             (&["halt", "--reason", "x"], "SYSTEMS"),
             (&["halt", "bot", "--all", "--reason", "x"], "cannot be used with"),
+            (&["halt", "bot", "-l", "desk=fx", "--reason", "x"], "cannot be used with"),
+            (&["halt", "--all", "-l", "desk=fx", "--reason", "x"], "cannot be used with"),
+            (&["halt", "-l", "desk", "--reason", "x"], "write key=value"),
+            (&["halt", "-l", "desk!=fx", "--reason", "x"], "write key=value"),
+            (&["halt", "-l", "", "--reason", "x"], "write key=value"),
+            (
+                &["halt", "bot", "--reason", "x", "--positions", "Sell"],
+                "write Keep, CloseAll, CloseMatching or ReduceTo",
+            ),
+            (&["halt", "bot", "--reason", "x", "--loss-below=-10"], "without a sign"),
             (&["halt", "bot", "--reason", "x", "--cancel", "some"], "write All, NonProtective or None"),
             (&["halt", "bot", "--reason", "x", "--timeout", "5 minutes"], "write 500ms, 90s, 15m or 1h30m"),
             (&["status", "--as-group", "risk"], "--as <USER>"),
@@ -228,6 +289,21 @@ mod tests {
         else {
             panic!("not a halt");
         };
-        assert_eq!((halt.systems.len(), halt.cancel, halt.positions.as_str()), (2, CancelOrders::None, "Keep"));
+        assert_eq!((halt.systems.len(), halt.cancel, halt.positions), (2, CancelOrders::None, PositionAction::Keep));
+        let args = [
+            "halt",
+            "-l",
+            "desk=fx,region==eu",
+            "--reason",
+            "x",
+            "--positions",
+            "closematching",
+            "--loss-below",
+            "10%",
+        ];
+        let Command::Halt(halt) = read(&args).unwrap().command else { panic!("not a halt") };
+        let labels: Vec<_> = halt.selector.iter().flatten().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(labels, ["desk=fx", "region=eu"]);
+        assert_eq!((halt.positions, halt.loss_below.as_deref()), (PositionAction::CloseMatching, Some("10")));
     }
 }

@@ -4,11 +4,20 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::ResourceExt;
 
-use crate::v1alpha1::{HaltPhase, HaltSummary, LatchedWorkload, TradingHalt, WorkloadKind, shorten};
+use crate::v1alpha1::{HaltPhase, HaltSummary, LatchedWorkload, TradingHalt, TradingHaltStatus, WorkloadKind, shorten};
 
 /// Whether the halt committed itself and has not been released.
 pub fn holds(halt: &TradingHalt) -> bool {
     halt.status.as_ref().and_then(|s| s.latch.as_ref()).is_some_and(|l| l.held)
+}
+
+/// Whether this halt, of several systems, has still to make the one for this system, or to say that it makes none.
+pub fn about_to_halt(group: &TradingHalt, system: &str) -> bool {
+    let unseen = |s: &TradingHaltStatus| s.systems.is_empty() && s.conditions.is_empty();
+    let status = group.status.as_ref();
+    group.spec.is_group()
+        && group.metadata.deletion_timestamp.is_none()
+        && status.is_none_or(|s| unseen(s) || s.systems.iter().any(|e| e.system == system && e.halt_uid.is_none()))
 }
 
 /// Until when a halt counts as proven. None: it does not.
@@ -35,7 +44,7 @@ pub fn holders<'a>(halts: &'a [TradingHalt], kind: WorkloadKind, name: &str, but
 pub fn venue_holders<'a>(halts: &'a [TradingHalt], system: &str, venue: &str, but: Option<&str>) -> Vec<&'a str> {
     halts
         .iter()
-        .filter(|h| holds(h) && h.metadata.uid.as_deref() != but && h.spec.system_ref.name == system)
+        .filter(|h| holds(h) && h.metadata.uid.as_deref() != but && h.spec.halts(system))
         .filter(|h| h.status.iter().flat_map(|s| &s.venues).any(|v| v.name == venue))
         .filter_map(|h| h.metadata.name.as_deref())
         .collect()

@@ -19,7 +19,7 @@ use crate::{
     controller::{self, Guarded, Trigger},
     events::Events,
     guardrails::Guardrails,
-    halt::{Caches, HaltReconciler, PROOF_LIFE},
+    halt::{Caches, HaltReconciler, PROOF_LIFE, group},
     held,
     leader::Leadership,
     metrics::Metrics,
@@ -135,7 +135,13 @@ pub fn warm(parts: &Parts) -> Warm {
                 approvals.iter().filter(of_halt).for_each(|a| approval.pull(&namespace, &a.name_any()));
             }
             if let Ok(new) = &new.0 {
-                system.pull(&namespace, &new.spec.system_ref.name);
+                if !new.spec.is_group() {
+                    system.pull(&namespace, new.spec.system());
+                }
+                // The halt of several systems that made it says how it stands.
+                if let Some(group) = group::made_by(new) {
+                    halt.pull(&namespace, group);
+                }
             }
             let resumes = resumes.get().map(|r| r.read_namespace(&namespace)).unwrap_or_default();
             for waiting in resumes.iter().filter(|r| r.spec.halt_ref.name == name) {
@@ -160,7 +166,10 @@ pub fn warm(parts: &Parts) -> Warm {
             };
             let (namespace, name) = (new.namespace().unwrap_or_default(), new.name_any());
             system.pull(&namespace, &name);
-            for held in halts.read_namespace(&namespace).iter().filter(|h| h.spec.system_ref.name == name) {
+            // Those of several systems too that have found none yet.
+            let waits = |h: &TradingHalt| h.spec.is_group() && h.status.as_ref().is_none_or(|s| s.systems.is_empty());
+            let concerned = |h: &TradingHalt, name: &str| h.spec.halts(name) || waits(h);
+            for held in halts.read_namespace(&namespace).iter().filter(|h| concerned(h, &name)) {
                 halt.pull(&namespace, &held.name_any());
             }
         };

@@ -69,7 +69,12 @@ async fn subject(context: &Context, args: &args::Decide) -> Result<(Shown, Vec<L
         let Some(halt) = cluster.get::<TradingHalt>(name).await? else {
             return Err(context.no_such::<TradingHalt>(name).await);
         };
-        let system = cluster.get::<TradingSystem>(&halt.spec.system_ref.name).await?;
+        let Some(system) = &halt.spec.system_ref else {
+            return Err(Failure::new(format!(
+                "TradingHalt {name} halts several systems: approve the halts that it made"
+            )));
+        };
+        let system = cluster.get::<TradingSystem>(&system.name).await?;
         let shown = decision::of_halt(&halt, system.as_ref()).map_err(Failure::new)?;
         return Ok((shown, decision::plan(&json!(halt.spec))));
     }

@@ -1,5 +1,7 @@
-//! `halt`: creates a TradingHalt for each system, and waits until it is proven. The create is the second request; only
-//! who asks is found out before.
+//! `halt`: creates a TradingHalt for each system, or one for several, and waits until it is proven. The create is the
+//! second request; only who asks is found out before.
+
+mod target;
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +9,8 @@ use futures::future::join_all;
 use kube::ResourceExt;
 use serde::Serialize;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{HaltPhase, TradingHalt, TradingResume, TradingSystem};
+use standfast_crds::v1alpha1::{HaltPhase, TradingHalt, TradingHaltSpec, TradingResume, TradingSystem};
+use target::Target;
 
 use super::{Context, DONE, FAILED, INTERRUPTED, LOOK, now};
 use crate::{
@@ -33,7 +36,7 @@ const INSISTENCE: Duration = Duration::from_secs(60);
 /// How long a halt must be `Unverified` before that is the answer: a single read that failed is no more than that.
 const UNVERIFIED_FOR: Duration = Duration::from_secs(10);
 
-/// How it ended for one system.
+/// How it ended for one halt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 enum Outcome {
     /// Created; nobody waited.
@@ -48,12 +51,12 @@ enum Outcome {
 
 /// A halt that is waited for.
 struct Pursued {
-    system: String,
+    target: Target,
     /// `None`: not created, for this reason.
     halt: Result<TradingHalt, Failure>,
     /// This command created it, and did not find it.
     created: bool,
-    found: Option<TradingSystem>,
+    found: Vec<TradingSystem>,
     since: Instant,
     unverified_since: Option<Instant>,
     trouble: Option<String>,
@@ -64,25 +67,12 @@ struct Pursued {
 pub async fn run(context: &Context, args: &args::Halt) -> Result<u8, Failure> {
     let begun = Instant::now();
     let cluster = &context.cluster;
-    let all = async {
-        if !args.all {
-            return Ok(args.systems.clone());
-        }
-        let listed = cluster.list::<TradingSystem>().await?;
-        // One that cannot be read can be halted all the same.
-        let odd = listed.odd.iter().filter_map(|o| o.split([' ', ':']).nth(1).map(str::to_owned));
-        Ok(listed.items.iter().map(ResourceExt::name_any).chain(odd).collect::<Vec<_>>())
-    };
-    let (me, systems) = futures::join!(tokio::time::timeout(WHO, cluster.whoami()), all);
-    let mut systems = systems?;
-    let mut seen = std::collections::BTreeSet::new();
-    systems.retain(|s| seen.insert(s.clone()));
-    if systems.is_empty() {
-        return Err(Failure::new(format!("there is no TradingSystem in namespace {}", cluster.namespace)));
-    }
-    if args.name.is_some() && systems.len() > 1 {
+    let targets = Target::of(args);
+    if args.name.is_some() && targets.len() > 1 {
         return Err(Failure::new("--name names one TradingHalt: halt the systems one by one, or leave it out"));
     }
+    let positions = target::positions(args)?;
+    let me = tokio::time::timeout(WHO, cluster.whoami()).await;
     // Halting is more urgent than knowing who asks.
     let me = me.ok().and_then(Result::ok).map(|me| me.user);
     let mut live = Live::new(context.people());
@@ -90,11 +80,18 @@ pub async fn run(context: &Context, args: &args::Halt) -> Result<u8, Failure> {
         let text = "who you are could not be found out: the halt is asked for without spec.requestedBy";
         live.leave(&[Line::new().and(Style::Warn, text)]);
     }
-    let specs: Vec<Value> = systems.iter().map(|s| spec(args, s, me.as_deref())).collect();
+    let specs: Vec<Value> = targets.iter().map(|t| spec(args, t, &positions, me.as_deref())).collect();
     if args.dry_run {
-        for (system, spec) in systems.iter().zip(&specs) {
-            context.system(system).await?;
-            let name = args.name.clone().unwrap_or_else(|| name::halt(system, spec));
+        for (target, spec) in targets.iter().zip(&specs) {
+            let systems = target.systems(context).await?;
+            if systems.as_ref().is_some_and(Vec::is_empty) {
+                return Err(target.nothing(context).await);
+            }
+            if let (Target::Several(_), Some(systems)) = (target, &systems) {
+                let names: Vec<String> = systems.iter().map(ResourceExt::name_any).collect();
+                live.leave(&[Line::of(format!("It would halt {}.", names.join(", ")))]);
+            }
+            let name = args.name.clone().unwrap_or_else(|| name::halt(target.stem(), spec));
             if cluster.create::<TradingHalt>(&name, spec, true).await?.is_none() {
                 live.leave(&[Line::of(format!("TradingHalt {name} exists already."))]);
             }
@@ -102,7 +99,7 @@ pub async fn run(context: &Context, args: &args::Halt) -> Result<u8, Failure> {
         }
         return Ok(DONE);
     }
-    let pursue = systems.iter().zip(&specs).map(|(system, spec)| pursue(context, args, system, spec));
+    let pursue = targets.iter().zip(&specs).map(|(target, spec)| pursue(context, args, target, spec));
     let mut pursued = join_all(pursue).await;
     let by = me.map_or_else(String::new, |me| format!(", by {me}"));
     live.leave(&pursued.iter().filter_map(|p| p.announce(&cluster.namespace, &by, begun)).collect::<Vec<_>>());
@@ -139,9 +136,10 @@ fn code(outcomes: impl Iterator<Item = Outcome>) -> u8 {
     code
 }
 
-fn spec(args: &args::Halt, system: &str, me: Option<&str>) -> Value {
-    let mut spec = json!({"systemRef": {"name": system}, "reason": args.reason,
-        "orders": {"cancel": args.cancel}, "positions": {"action": args.positions}});
+fn spec(args: &args::Halt, target: &Target, positions: &Value, me: Option<&str>) -> Value {
+    let mut spec = json!({"reason": args.reason, "orders": {"cancel": args.cancel}, "positions": positions});
+    let (field, value) = target.field();
+    spec[field] = value;
     if let Some(me) = me {
         spec["requestedBy"] = me.into();
     }
@@ -150,10 +148,8 @@ fn spec(args: &args::Halt, system: &str, me: Option<&str>) -> Value {
 
 /// Whether a halt asks for what is asked for now, whoever asked.
 fn same(halt: &TradingHalt, spec: &Value) -> bool {
-    let there = serde_json::to_value(&halt.spec).unwrap_or_default();
-    ["/systemRef/name", "/reason", "/orders/cancel", "/positions/action"]
-        .iter()
-        .all(|at| there.pointer(at) == spec.pointer(at))
+    let asked = |spec: TradingHaltSpec| TradingHaltSpec { requested_by: None, ..spec };
+    serde_json::from_value(spec.clone()).is_ok_and(|spec| asked(spec) == asked(halt.spec.clone()))
 }
 
 fn released(halt: &TradingHalt) -> bool {
@@ -165,13 +161,13 @@ fn released(halt: &TradingHalt) -> bool {
 fn made_before<'a>(
     halts: &'a [TradingHalt],
     resumes: &[TradingResume],
+    systems: &[String],
     base: &str,
     spec: &Value,
 ) -> Option<&'a TradingHalt> {
-    let going = |h: &TradingHalt| {
-        let name = h.name_any();
-        resumes.iter().any(|r| r.spec.halt_ref.name == name && !r.spec.dry_run && !resume::ended(r))
-    };
+    let releasing =
+        |name: &str| resumes.iter().any(|r| r.spec.halt_ref.name == name && !r.spec.dry_run && !resume::ended(r));
+    let going = |h: &TradingHalt| releasing(&h.name_any()) || !target::covers(h, systems, releasing);
     halts.iter().find(|h| {
         name::is_of(&h.name_any(), base)
             && same(h, spec)
@@ -183,31 +179,31 @@ fn made_before<'a>(
 
 /// Creates the halt of one system, or finds the one that the same command made before. Its system is read at the same
 /// time: a name that is mistyped halts nothing.
-async fn pursue(context: &Context, args: &args::Halt, system: &str, spec: &Value) -> Pursued {
-    let cluster = &context.cluster;
-    // Its system is only looked at: that must not hold anything up.
-    let found = tokio::time::timeout(WHO, cluster.get::<TradingSystem>(system));
-    let (made, found) = futures::join!(create(context, args, system, spec), found);
-    let found = found.unwrap_or_else(|_| Err(Failure::new("no answer")));
+async fn pursue(context: &Context, args: &args::Halt, target: &Target, spec: &Value) -> Pursued {
+    // Its systems are only looked at: that must not hold anything up.
+    let found = tokio::time::timeout(WHO, target.systems(context));
+    let (made, found) = futures::join!(create(context, args, target, spec), found);
+    // None: not known, or not readable.
+    let found = found.ok().and_then(Result::ok).flatten();
     let (halt, created) = match made {
-        Ok((halt, created)) if matches!(found, Ok(None)) => {
-            (Err(nothing_to_halt(context, system, &halt, created).await), false)
+        Ok((halt, created)) if found.as_ref().is_some_and(Vec::is_empty) => {
+            (Err(nothing_to_halt(context, target, &halt, created).await), false)
         }
         Ok((halt, created)) => (Ok(halt), created),
         Err(failure) => (Err(failure), false),
     };
-    Pursued { created, found: found.ok().flatten(), ..Pursued::new(system, halt) }
+    Pursued { created, found: found.unwrap_or_default(), ..Pursued::new(target.clone(), halt) }
 }
 
-async fn nothing_to_halt(context: &Context, system: &str, halt: &TradingHalt, created: bool) -> Failure {
+async fn nothing_to_halt(context: &Context, target: &Target, halt: &TradingHalt, created: bool) -> Failure {
     let (cluster, name) = (&context.cluster, halt.name_any());
-    let failure = context.no_such::<TradingSystem>(system).await;
+    let failure = target.nothing(context).await;
     let mut text = format!("{}; nothing is halted", failure.message);
     if created && let Err(why) = cluster.delete::<TradingHalt>(&name, halt.uid()).await {
         let command = cluster.say.kubectl(&format!("delete tradinghalt {name}"));
         text += &format!(
-            ". TradingHalt {name} was created and could not be removed ({}): it would halt a system of that name that \
-             comes later; somebody who may delete it runs: {command}",
+            ". TradingHalt {name} was created and could not be removed ({}): it would halt what comes later and fits; \
+             somebody who may delete it runs: {command}",
             why.message
         );
     }
@@ -217,24 +213,30 @@ async fn nothing_to_halt(context: &Context, system: &str, halt: &TradingHalt, cr
 async fn create(
     context: &Context,
     args: &args::Halt,
-    system: &str,
+    target: &Target,
     spec: &Value,
 ) -> Result<(TradingHalt, bool), Failure> {
     let cluster = &context.cluster;
-    let base = args.name.clone().unwrap_or_else(|| name::halt(system, spec));
+    let base = args.name.clone().unwrap_or_else(|| name::halt(target.stem(), spec));
     let mut wanted = base.clone();
     let (until, mut pause) = (Instant::now() + INSISTENCE, Duration::from_millis(200));
     loop {
         let failure = match cluster.create::<TradingHalt>(&wanted, spec, false).await {
             Ok(Some(halt)) => return Ok((halt, true)),
-            Ok(None) => match futures::try_join!(cluster.list::<TradingHalt>(), cluster.list::<TradingResume>()) {
-                Ok((halts, resumes)) => match taken(&halts, &resumes.items, &base, args.name.is_some(), spec)? {
-                    Taken::Before(halt) => return Ok((*halt, false)),
-                    Taken::Next(name) => {
-                        wanted = name;
-                        continue;
+            Ok(None) => match futures::try_join!(
+                cluster.list::<TradingHalt>(),
+                cluster.list::<TradingResume>(),
+                target.names(context)
+            ) {
+                Ok((halts, resumes, systems)) => {
+                    match taken((&halts, &resumes.items, &systems), (&base, args.name.is_some()), spec)? {
+                        Taken::Before(halt) => return Ok((*halt, false)),
+                        Taken::Next(name) => {
+                            wanted = name;
+                            continue;
+                        }
                     }
-                },
+                }
                 Err(failure) => failure,
             },
             Err(failure) => failure,
@@ -266,14 +268,12 @@ enum Taken {
 
 /// There is a halt with the name `base`. If that one name is the user's choice, no other one is taken.
 fn taken(
-    halts: &Listed<TradingHalt>,
-    resumes: &[TradingResume],
-    base: &str,
-    chosen: bool,
+    (halts, resumes, systems): (&Listed<TradingHalt>, &[TradingResume], &[String]),
+    (base, chosen): (&str, bool),
     spec: &Value,
 ) -> Result<Taken, Failure> {
     let own: Vec<TradingHalt> = halts.items.iter().filter(|h| !chosen || h.name_any() == base).cloned().collect();
-    if let Some(halt) = made_before(&own, resumes, base, spec) {
+    if let Some(halt) = made_before(&own, resumes, systems, base, spec) {
         return Ok(Taken::Before(Box::new(halt.clone())));
     }
     let odd = |name: &str| halts.odd.iter().any(|o| o.contains(&format!(" {name}:")));
@@ -284,6 +284,7 @@ fn taken(
     let why = match own.first() {
         Some(halt) if !same(halt, spec) => "asks for something else",
         Some(halt) if released(halt) => "is released",
+        Some(halt) if halt.spec.is_group() => "does not hold every system that is to be halted now",
         Some(_) => "is about to be released or deleted",
         None if odd(base) => "cannot be read",
         // Gone in between.
@@ -294,12 +295,12 @@ fn taken(
 }
 
 impl Pursued {
-    fn new(system: &str, halt: Result<TradingHalt, Failure>) -> Self {
+    fn new(target: Target, halt: Result<TradingHalt, Failure>) -> Self {
         Self {
-            system: system.into(),
+            target,
             halt,
             created: false,
-            found: None,
+            found: vec![],
             since: Instant::now(),
             unverified_since: None,
             trouble: None,
@@ -351,7 +352,7 @@ impl Pursued {
         let lasting = self.unverified_since.is_some_and(|since| since.elapsed() >= UNVERIFIED_FOR);
         self.outcome = self.outcome.or(match view.phase.as_str() {
             _ if self.trouble.is_none() && view.proven => Some(Outcome::Halted),
-            "Released" => Some(Outcome::Failed),
+            "Releasing" | "Released" => Some(Outcome::Failed),
             // What could not be read may hold.
             _ if lasting || (last && (view.held || self.trouble.is_some())) => Some(Outcome::Unverified),
             _ if last => Some(Outcome::Failed),
@@ -366,17 +367,17 @@ impl Pursued {
             lines.push(Line::new().and(Style::Bad, format!("  not known at the moment: {trouble}")));
         }
         if self.deaf() {
-            lines.extend(manual::lines(self.found.as_ref(), &halt.name_any(), say));
+            lines.extend(manual::lines(&self.found, &halt.name_any(), say));
         }
         lines
     }
 
     fn news(&self, say: &Say) -> Vec<String> {
         let Ok(halt) = &self.halt else { return vec![] };
-        let mut news = vec![HaltView::of(halt, now()).progress()];
-        news.extend(self.trouble.iter().map(|t| format!("{}: not known at the moment: {t}", self.system)));
+        let mut news = HaltView::of(halt, now()).news(now());
+        news.extend(self.trouble.iter().map(|t| format!("{}: not known at the moment: {t}", self.target)));
         if self.deaf() {
-            news.extend(manual::lines(self.found.as_ref(), &halt.name_any(), say).iter().map(Line::plain));
+            news.extend(manual::lines(&self.found, &halt.name_any(), say).iter().map(Line::plain));
         }
         news
     }
@@ -418,7 +419,7 @@ fn report(context: &Context, pursued: &[Pursued]) -> Result<(), Failure> {
                 (view["created"], view["outcome"]) = (p.created.into(), json!(p.outcome));
                 view
             }
-            Err(failure) => json!({"system": p.system, "outcome": p.outcome, "message": failure.message}),
+            Err(failure) => json!({"system": p.target.to_string(), "outcome": p.outcome, "message": failure.message}),
         })
         .collect();
     context.show(&json!({"namespace": context.cluster.namespace, "halts": halts}), || {
@@ -429,10 +430,10 @@ fn report(context: &Context, pursued: &[Pursued]) -> Result<(), Failure> {
                 let name = p.halt.as_ref().ok()?.name_any();
                 Some(match p.outcome? {
                     Outcome::Requested => {
-                        Line::of(format!("see it come along: {}", say.standfast(&format!("watch {}", p.system))))
+                        Line::of(format!("see it come along: {}", say.standfast(&p.target.command("watch"))))
                     }
                     Outcome::Halted => {
-                        Line::of(format!("when it may trade again: {}", say.standfast(&format!("resume {}", p.system))))
+                        Line::of(format!("when it may trade again: {}", say.standfast(&p.target.command("resume"))))
                     }
                     Outcome::Unverified => Line::new().and(
                         Style::Bad,
@@ -470,13 +471,13 @@ mod tests {
             (vec![halt("other", proven())], vec![], None),
             (vec![halt("stale", proven())], vec![resume(json!({"phase": "Checking"}))], None),
         ] {
-            let found = made_before(&halts, &resumes, base, &wanted()).map(ResourceExt::name_any);
+            let found = made_before(&halts, &resumes, &[], base, &wanted()).map(ResourceExt::name_any);
             assert_eq!(found.as_deref(), expected);
         }
         // `resume` releases the halt `stale`.
         let halts = [halt("stale", proven())];
         for (phase, expected) in [("Checking", None), ("AwaitingApproval", None), ("Failed", Some("stale"))] {
-            let found = made_before(&halts, &[resume(json!({"phase": phase}))], "stale", &wanted());
+            let found = made_before(&halts, &[resume(json!({"phase": phase}))], &[], "stale", &wanted());
             assert_eq!(found.map(ResourceExt::name_any).as_deref(), expected, "{phase}");
         }
     }
@@ -485,7 +486,7 @@ mod tests {
     fn a_name_that_the_user_chose_is_the_only_one_that_is_tried() {
         let told = |halts: Vec<TradingHalt>, odd: &[&str], resumes: &[TradingResume], chosen| {
             let halts = Listed { items: halts, odd: odd.iter().map(|o| (*o).to_owned()).collect() };
-            match taken(&halts, resumes, "stale", chosen, &wanted()) {
+            match taken((&halts, resumes, &[]), ("stale", chosen), &wanted()) {
                 Ok(Taken::Before(halt)) => format!("found {}", halt.name_any()),
                 Ok(Taken::Next(name)) => format!("next {name}"),
                 Err(failure) => failure.message,
@@ -544,12 +545,12 @@ mod tests {
             (json!({"phase": "Unverified", "latch": {"held": true, "configMap": "x"}}), None, false, None),
             (json!({"phase": "Released"}), None, false, Some(Outcome::Failed)),
         ] {
-            let mut pursued = Pursued::new("demo", Ok(halt("stale", status.clone())));
+            let mut pursued = Pursued::new(Target::One("demo".into()), Ok(halt("stale", status.clone())));
             pursued.trouble = trouble.map(str::to_owned);
             pursued.judge(last);
             assert_eq!(pursued.outcome, expected, "{status} {trouble:?} {last}");
         }
-        let mut lasting = Pursued::new("demo", Ok(halt("stale", json!({"phase": "Unverified"}))));
+        let mut lasting = Pursued::new(Target::One("demo".into()), Ok(halt("stale", json!({"phase": "Unverified"}))));
         lasting.unverified_since = Instant::now().checked_sub(UNVERIFIED_FOR);
         lasting.judge(false);
         assert_eq!(lasting.outcome, Some(Outcome::Unverified));

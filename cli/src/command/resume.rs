@@ -94,7 +94,7 @@ fn choose<'a>(
     halts: &'a [TradingHalt],
     resumes: &'a [TradingResume],
 ) -> Result<Chosen<'a>, Failure> {
-    let own: Vec<&TradingHalt> = halts.iter().filter(|h| h.spec.system_ref.name == system).collect();
+    let own: Vec<&TradingHalt> = halts.iter().filter(|h| h.spec.halts(system)).collect();
     let under_way = |halt: &TradingHalt| {
         let of = |r: &&TradingResume| {
             let uid = &r.spec.halt_ref.uid;

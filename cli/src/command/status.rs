@@ -13,7 +13,7 @@ use crate::{
     screen::{self, Live, Stream},
     text::{Line, Style},
     view::{
-        halt::HaltView,
+        halt::{self, HaltView},
         manual,
         resume::ResumeView,
         system::{self, SystemView},
@@ -28,6 +28,8 @@ struct Scene {
     systems: Vec<TradingSystem>,
     views: Vec<SystemView>,
     halts: Vec<TradingHalt>,
+    /// Halts of several systems that are not released, with one of those that are shown.
+    groups: Vec<HaltView>,
     odd: Vec<String>,
 }
 
@@ -55,11 +57,14 @@ impl Scene {
                 Failure::new(message).hint("another namespace is chosen with -n, another cluster with --context")
             );
         }
-        Ok(Self { systems: systems.items, views, halts: halts.items, odd })
+        let groups = halts.items.iter().filter(|h| h.spec.is_group()).map(|h| HaltView::of(h, now()));
+        let concerned = |h: &HaltView| system.is_none_or(|name| h.systems.iter().any(|e| e.system == name));
+        let groups = groups.filter(|h| h.phase != "Released" && concerned(h)).collect();
+        Ok(Self { systems: systems.items, views, halts: halts.items, groups, odd })
     }
 
     fn json(&self, context: &Context) -> Value {
-        json!({"namespace": context.cluster.namespace, "systems": self.views, "unreadable": self.odd})
+        json!({"namespace": context.cluster.namespace, "systems": self.views, "groups": self.groups, "unreadable": self.odd})
     }
 
     fn lines(&self, context: &Context) -> Vec<Line> {
@@ -68,8 +73,8 @@ impl Scene {
             [one] => {
                 let mut lines = system::lines(one, &self.halts, now());
                 if let Some(deaf) = one.deaf(now()) {
-                    let system = self.systems.iter().find(|s| s.name_any() == one.name);
-                    lines.extend(manual::lines(system, deaf, &context.cluster.say));
+                    let system: Vec<_> = self.systems.iter().filter(|s| s.name_any() == one.name).cloned().collect();
+                    lines.extend(manual::lines(&system, deaf, &context.cluster.say));
                 }
                 lines
             }
@@ -80,6 +85,12 @@ impl Scene {
                 lines
             }
         };
+        for group in &self.groups {
+            let (style, word) = group.word();
+            let text = format!(", {} systems, {}{}", group.systems.len(), group.reason, halt::asked(group, now()));
+            let line = Line::of("TradingHalt ").and(Style::Bold, &group.name).and(Style::Plain, "  ");
+            lines.push(line.and(style, word).and(Style::Plain, text));
+        }
         lines.extend(self.odd.iter().map(|o| Line::new().and(Style::Bad, o)));
         lines
     }

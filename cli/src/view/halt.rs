@@ -6,12 +6,13 @@ use serde::Serialize;
 use standfast_crds::{
     held,
     v1alpha1::{
-        ActionState, CancelOrders, HaltPhase, TradingHalt, VenueStatus, condition, halt_conditions as c, is_true,
+        ActionState, CancelOrders, HaltPhase, SystemHalt, TradingHalt, VenueStatus, condition, halt_conditions as c,
+        is_true,
     },
 };
 
 use super::{known, mark};
-use crate::text::{Line, Style, age, between, clock, count, row, took};
+use crate::text::{Line, Style, age, between, clock, count, row, table, took};
 
 /// A halt, for programs and for people.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -19,8 +20,11 @@ use crate::text::{Line, Style, age, between, clock, count, row, took};
 pub struct HaltView {
     /// Its name.
     pub name: String,
-    /// The TradingSystem that it halts.
+    /// The TradingSystem that it halts; of a halt of several systems how many, in words.
     pub system: String,
+    /// Of a halt of several systems: each of them, and its halt.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub systems: Vec<SystemHalt>,
     /// `status.phase`; `Pending` where no operator has seen it.
     pub phase: String,
     /// An operator has reacted to it.
@@ -62,10 +66,14 @@ impl HaltView {
     pub fn of(halt: &TradingHalt, now: Timestamp) -> Self {
         let status = halt.status.clone().unwrap_or_default();
         let recorded = Some(status.evidence.requested_by.clone()).filter(|by| !by.is_empty() && by != "not recorded");
-        let held = held::holds(halt);
+        // One of several systems holds by the halts that it made.
+        let holds =
+            |e: &SystemHalt| e.halt_uid.is_some() && !matches!(e.phase, HaltPhase::Pending | HaltPhase::Released);
+        let held = held::holds(halt) || status.systems.iter().any(holds);
         Self {
             name: halt.name_any(),
-            system: halt.spec.system_ref.name.clone(),
+            system: target(halt),
+            systems: status.systems.clone(),
             phase: status.phase.as_str().into(),
             seen: status.phase != HaltPhase::Pending || !status.conditions.is_empty(),
             held,
@@ -94,24 +102,80 @@ impl HaltView {
             "Halted" => (Style::Bad, "UNVERIFIED".into()),
             "Unverified" => (Style::Bad, "UNVERIFIED".into()),
             "Pending" => (Style::Bad, "NOTHING LATCHED".into()),
+            "Releasing" => (Style::Warn, "PARTLY RELEASED".into()),
             "Released" => (Style::Plain, "RELEASED".into()),
             _ => (Style::Warn, "HALTING".into()),
         }
     }
 
-    /// How it stands in one line, for where nothing can be drawn again.
+    /// How it stands, line by line, for where nothing can be drawn again: of several systems, each in a line of its own.
+    pub fn news(&self, now: Timestamp) -> Vec<String> {
+        let of = |e: &SystemHalt| {
+            let numbers =
+                if e.phase == HaltPhase::Released { String::new() } else { numbers(e.running_pods, e.open_orders) };
+            let said = e.message.iter().filter(|_| !proven(e, now)).map(|m| format!(": {m}"));
+            format!("{} {}: {}{numbers}{}", e.system, e.halt, word(e, now).1, said.collect::<String>())
+        };
+        std::iter::once(self.progress()).chain(self.systems.iter().map(of)).collect()
+    }
+
+    /// How it stands in one line.
     pub fn progress(&self) -> String {
         let mut text = format!("{} {}: {}", self.system, self.name, self.word().1);
         if self.seen && self.phase != "Released" {
-            let pods = self.running_pods.map_or_else(|| "pods not known".into(), |n| count(n, "pod"));
-            let orders = self.open_orders.map_or_else(|| "orders not known".into(), |n| count(n, "open order"));
-            text = format!("{text}, {pods}, {orders}");
+            text += &numbers(self.running_pods, self.open_orders);
         }
         match &self.message {
             Some(message) if !self.proven => format!("{text}: {message}"),
             _ => text,
         }
     }
+}
+
+fn numbers(pods: Option<i64>, orders: Option<i64>) -> String {
+    let pods = pods.map_or_else(|| "pods not known".into(), |n| count(n, "pod"));
+    let orders = orders.map_or_else(|| "orders not known".into(), |n| count(n, "open order"));
+    format!(", {pods}, {orders}")
+}
+
+/// What a halt halts, in words.
+fn target(halt: &TradingHalt) -> String {
+    let Some(selector) = &halt.spec.system_selector else { return halt.spec.system().to_owned() };
+    match halt.status.as_ref().and_then(|s| s.target.clone()) {
+        Some(counted) => counted,
+        None if selector.selects_all() => "all systems".into(),
+        None => format!("systems with {selector}"),
+    }
+}
+
+fn proven(entry: &SystemHalt, now: Timestamp) -> bool {
+    entry.phase == HaltPhase::Halted && entry.verified_until.as_ref().is_some_and(|until| now < until.0)
+}
+
+/// How one of several systems stands, in a word.
+pub fn word(entry: &SystemHalt, now: Timestamp) -> (Style, &'static str) {
+    match entry.phase {
+        _ if entry.halt_uid.is_none() => (Style::Bad, "NOT HALTED YET"),
+        _ if proven(entry, now) => (Style::Good, "HALTED"),
+        HaltPhase::Halted | HaltPhase::Unverified => (Style::Bad, "UNVERIFIED"),
+        HaltPhase::Released => (Style::Plain, "RELEASED"),
+        _ => (Style::Warn, "HALTING"),
+    }
+}
+
+/// The systems of a halt of several, each with its halt.
+pub fn systems(view: &HaltView, now: Timestamp) -> Vec<Line> {
+    let rows = view.systems.iter().map(|e| {
+        let (style, said) = word(e, now);
+        let message = e.message.clone().filter(|_| !proven(e, now)).unwrap_or_default();
+        vec![
+            (Style::Bold, e.system.clone()),
+            (style, said.to_owned()),
+            (Style::Plain, e.halt.clone()),
+            (style, message),
+        ]
+    });
+    table(&rows.collect::<Vec<_>>(), 4)
 }
 
 /// How a halt comes along, in full.
@@ -134,6 +198,7 @@ pub fn lines(halt: &TradingHalt, now: Timestamp) -> Vec<Line> {
         lines.push(row("").and(Style::Warn, "no operator has reacted yet"));
         return lines;
     }
+    lines.extend(systems(&view, now));
     let times = &status.times;
     for (label, type_, done) in [
         ("latch", c::LATCHED, &times.latched_at),
@@ -290,6 +355,53 @@ mod tests {
         }
         let progress = HaltView::of(&halt("stale", status), at(5)).progress();
         assert_eq!(progress, "demo stale: UNVERIFIED, pods not known, orders not known: alpaca does not answer");
+    }
+
+    fn group(systems: serde_json::Value, phase: &str) -> TradingHalt {
+        let status = json!({"phase": phase, "target": "2 systems", "systems": systems, "openOrders": 3,
+            "conditions": [{"type": "Halted", "status": "False", "reason": "R", "message": "1 of 2 systems are halted",
+            "lastTransitionTime": at(1).to_string()}], "verifiedUntil": time(180), "lastVerifiedAt": time(0),
+            "times": {"committedAt": time(0)}});
+        let mut halt = halt("all-1", status);
+        (halt.spec.system_ref, halt.spec.system_selector) = (None, Some(Default::default()));
+        halt
+    }
+
+    #[test]
+    fn a_halt_of_several_systems_has_a_line_for_each() {
+        let entry = |system: &str, phase: &str, message: &str| {
+            json!({"system": system, "halt": format!("all-1-{system}"), "haltUid": "u", "phase": phase,
+                "openOrders": 0, "runningPods": 0, "verifiedUntil": time(180), "message": message})
+        };
+        let systems = json!([entry("eq", "Halted", "proven"), entry("fx", "Unverified", "alpaca does not answer"),
+            {"system": "new", "halt": "all-1-new"}]);
+        let halt = group(systems, "Unverified");
+        let view = HaltView::of(&halt, at(5));
+        assert_eq!(
+            view.news(at(5)),
+            [
+                "2 systems all-1: UNVERIFIED, pods not known, 3 open orders: 1 of 2 systems are halted",
+                "eq all-1-eq: HALTED, 0 pods, 0 open orders",
+                "fx all-1-fx: UNVERIFIED, 0 pods, 0 open orders: alpaca does not answer",
+                "new all-1-new: NOT HALTED YET, pods not known, orders not known",
+            ]
+        );
+        assert!(view.held && !view.proven);
+        let text = plain(&lines(&halt, at(5)));
+        for part in [
+            "2 systems  UNVERIFIED  all-1",
+            "    eq   HALTED          all-1-eq",
+            "    fx   UNVERIFIED      all-1-fx   alpaca does not answer",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        // Its word is no better than its oldest proof.
+        let halted = group(json!([entry("eq", "Halted", "proven")]), "Halted");
+        let told = |now| HaltView::of(&halted, at(now)).word().1;
+        assert_eq!((told(10), told(181)), ("HALTED".to_owned(), "UNVERIFIED".to_owned()));
+        let mut unseen = halted;
+        unseen.status = None;
+        assert_eq!(HaltView::of(&unseen, at(1)).progress(), "all systems all-1: NOTHING LATCHED");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::{
 /// How long an operator may take to react before people are told that none does.
 pub const OPERATOR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// The commands that stop the bot, and the addresses that cancel its orders.
-pub fn lines(system: Option<&TradingSystem>, halt: &str, say: &Say) -> Vec<Line> {
+/// The commands that stop the bots of these systems, and the addresses that cancel their orders.
+pub fn lines(systems: &[TradingSystem], halt: &str, say: &Say) -> Vec<Line> {
     let seconds = OPERATOR_PATIENCE.as_secs();
     let mut lines = vec![
         Line::new().and(
@@ -22,23 +22,26 @@ pub fn lines(system: Option<&TradingSystem>, halt: &str, say: &Say) -> Vec<Line>
         ),
         Line::of("Stop trading by hand, now:"),
     ];
-    let Some(system) = system else {
+    if systems.is_empty() {
         lines.push(Line::of("  scale every trading workload to zero, and cancel the orders at the venues"));
         return lines;
-    };
-    let trading = system.spec.workloads.iter().filter(|w| w.role == WorkloadRole::Trading);
-    lines.extend(trading.map(|w| Line::of("  ").and(Style::Bold, stop(w, say))));
-    for venue in &system.spec.venues {
-        let requests: Vec<String> = venue.cancel_orders.iter().map(request).collect();
-        let how = if requests.is_empty() { String::new() } else { format!(" ({})", requests.join("; ")) };
-        let name = &venue.name;
-        lines.push(Line::of(format!("  cancel all orders at the venue {name}, in its own console or by its API{how}")));
+    }
+    for system in systems {
+        let trading = system.spec.workloads.iter().filter(|w| w.role == WorkloadRole::Trading);
+        lines.extend(trading.map(|w| Line::of("  ").and(Style::Bold, stop(w, say))));
+        for venue in &system.spec.venues {
+            let requests: Vec<String> = venue.cancel_orders.iter().map(request).collect();
+            let how = if requests.is_empty() { String::new() } else { format!(" ({})", requests.join("; ")) };
+            let name = &venue.name;
+            let text = format!("  cancel all orders at the venue {name}, in its own console or by its API{how}");
+            lines.push(Line::of(text));
+        }
     }
     lines.push(Line::of("Then find out why no operator runs:"));
     lines.push(Line::of("  ").and(Style::Bold, "kubectl -n standfast-system get pods,leases,events"));
-    let name = system.name_any();
+    let names = systems.iter().map(ResourceExt::name_any).collect::<Vec<_>>().join(", ");
     lines.push(Line::of(format!(
-        "The TradingHalt stays: an operator that comes back carries it out. Until then nothing keeps {name} stopped."
+        "The TradingHalt stays: an operator that comes back carries it out. Until then nothing keeps {names} stopped."
     )));
     lines
 }
@@ -83,7 +86,7 @@ mod tests {
     /// HALT 2.5
     #[test]
     fn every_trading_workload_and_venue_gets_its_command() {
-        let text = plain(&lines(Some(&system(json!({}))), "stale", &say()));
+        let text = plain(&lines(&[system(json!({}))], "stale", &say()));
         for part in [
             "NOTHING IS LATCHED: no operator has reacted to TradingHalt stale within 5 s.",
             "kubectl -n fx scale deployment bot --replicas=0",
@@ -94,7 +97,7 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("feed"), "supporting workloads are left alone: {text}");
-        assert!(plain(&lines(None, "stale", &say())).contains("NOTHING IS LATCHED"));
+        assert!(plain(&lines(&[], "stale", &say())).contains("NOTHING IS LATCHED"));
     }
 
     #[test]

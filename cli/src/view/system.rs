@@ -86,6 +86,13 @@ pub fn prepared(system: &TradingSystem) -> Option<bool> {
     }
 }
 
+/// Whether a halt halts this system, or is a halt of several that has not made the one for this system yet.
+fn concerns(halt: &TradingHalt, system: &TradingSystem) -> bool {
+    let name = system.name_any();
+    let selects = || halt.spec.system_selector.as_ref().is_some_and(|s| s.matches(system.labels()));
+    halt.spec.halts(&name) || (standfast_crds::held::about_to_halt(halt, &name) && selects())
+}
+
 impl SystemView {
     /// How a system stands, from all halts and resumes of its namespace.
     pub fn of(
@@ -96,8 +103,7 @@ impl SystemView {
         now: Timestamp,
     ) -> Self {
         let name = system.name_any();
-        let own: Vec<HaltView> =
-            halts.iter().filter(|h| h.spec.system_ref.name == name).map(|h| HaltView::of(h, now)).collect();
+        let own: Vec<HaltView> = halts.iter().filter(|h| concerns(h, system)).map(|h| HaltView::of(h, now)).collect();
         let released = |r: &TradingResume| own.iter().any(|h| h.name == r.spec.halt_ref.name);
         let mut under_way: Vec<ResumeView> =
             resumes.iter().filter(|r| released(r)).map(ResumeView::of).filter(|r| !r.ended).collect();
@@ -291,6 +297,29 @@ mod tests {
     }
 
     #[test]
+    fn a_halt_of_several_systems_counts_until_it_has_made_the_halt_of_this_one() {
+        let group = |selector: Value, status: Value| {
+            let mut halt = halt("all", status);
+            halt.spec.system_ref = None;
+            halt.spec.system_selector = serde_json::from_value(selector).unwrap();
+            halt
+        };
+        let (mine, other) = (json!({"system": "demo", "halt": "all-demo"}), json!({"matchLabels": {"desk": "fx"}}));
+        let mut made = mine.clone();
+        made["haltUid"] = "u".into();
+        for (selector, status, expected) in [
+            (json!({}), json!({}), State::Requested),
+            (other, json!({}), State::Trading),
+            (json!({}), json!({"phase": "Fencing", "systems": [mine]}), State::Requested),
+            // Then that one tells.
+            (json!({}), json!({"phase": "Fencing", "systems": [made]}), State::Trading),
+        ] {
+            let said = view(&[group(selector.clone(), status.clone())], &[], 10);
+            assert_eq!(said.state, expected, "{selector} {status}");
+        }
+    }
+
+    #[test]
     fn the_state_follows_from_what_holds_and_from_how_old_the_proof_is() {
         let with = |status: Value| halt("stale", status);
         let fencing = json!({"phase": "Fencing", "latch": {"held": true, "configMap": "x"}});
@@ -315,7 +344,7 @@ mod tests {
     #[test]
     fn halts_of_other_systems_are_not_shown() {
         let mut other = halt("x", proven());
-        other.spec.system_ref.name = "other".into();
+        other.spec.system_ref = Some(standfast_crds::v1alpha1::LocalReference { name: "other".into() });
         assert_eq!(view(&[other], &[], 10).state, State::Trading);
     }
 

@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use standfast_crds::{evidence, v1alpha1::TradingHalt};
 
-use super::halt::HaltView;
+use super::halt::{self, HaltView};
 use crate::text::{Line, Style, between, row, table, took};
 
 /// The course of a halt, for programs and for people.
@@ -13,6 +13,9 @@ use crate::text::{Line, Style, between, row, table, took};
 pub struct Timeline {
     /// The halt as it is now.
     pub halt: HaltView,
+    /// When that is.
+    #[serde(skip)]
+    pub now: Timestamp,
     /// What happened, oldest first.
     pub events: Vec<Happened>,
     /// Entries that found no room.
@@ -78,6 +81,7 @@ impl Timeline {
         let broken = evidence::verify(&status.evidence).err();
         Self {
             halt: HaltView::of(halt, now),
+            now,
             events: events.collect(),
             dropped: status.evidence.dropped,
             durations: durations.collect(),
@@ -129,6 +133,11 @@ pub fn lines(timeline: &Timeline) -> Vec<Line> {
         })
         .collect();
     lines.extend(table(&rows, 2));
+    if !view.systems.is_empty() {
+        lines.push(Line::new());
+        lines.push(Line::of("Each system has a halt of its own, whose course is told by itself:"));
+        lines.extend(halt::systems(view, timeline.now));
+    }
     lines.push(Line::new());
     lines.push(match &timeline.broken {
         None => Line::of("The chain of hashes is intact: no entry was changed after it was written."),

@@ -21,10 +21,11 @@ use super::{CountedApproval, Duration, LocalReference, PositionAction, WorkloadK
     shortname = "halt",
     category = "standfast",
     annotation("helm.sh/resource-policy", "keep"),
-    doc = "A halt of a trading system: latched, verified all the time, released only by a TradingResume.",
+    doc = "A halt of a trading system, or of several: latched, verified all the time, released only by a TradingResume.",
     validation = Rule::new("self.spec == oldSelf.spec").message("a TradingHalt is immutable: to escalate, create a second one; to resume trading, create a TradingResume"),
     validation = Rule::new("self.metadata.name.size() <= 200").message("the name of a TradingHalt has at most 200 characters, because its latch is named after it"),
-    printcolumn(name = "System", type_ = "string", json_path = ".spec.systemRef.name"),
+    validation = Rule::new("!has(self.spec.systemSelector) || self.metadata.name.size() <= 63").message("the name of a TradingHalt with a systemSelector has at most 63 characters, because the halts it makes carry it as a label"),
+    printcolumn(name = "System", type_ = "string", json_path = ".*['systemRef.name','target']", description = "The system, or how many of them"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Orders", type_ = "integer", json_path = ".status.openOrders", description = "Open orders that should not be, as last read"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.runningPods", description = "Trading pods still there"),
@@ -35,9 +36,15 @@ use super::{CountedApproval, Duration, LocalReference, PositionAction, WorkloadK
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.systemRef) != has(self.systemSelector)", "a TradingHalt has one of systemRef and systemSelector: write systemRef: {name: <a TradingSystem>} to halt one system, systemSelector: {matchLabels: {<label>: <value>}} to halt several, or systemSelector: {} to halt every TradingSystem of the namespace"))]
 pub struct TradingHaltSpec {
     /// The TradingSystem to halt.
-    pub system_ref: LocalReference,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_ref: Option<LocalReference>,
+    /// Instead of `systemRef`: the TradingSystems of the namespace to halt, by their labels; `{}` selects all of them.
+    /// They are selected once, when the halt is first seen; each gets a TradingHalt of its own, and is released by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_selector: Option<SystemSelector>,
     /// Why; one line. It is what people read later, and what they are told when the latch refuses something.
     #[schemars(length(min = 1, max = 256))]
     #[x_kube(validation = (r"!self.contains('\n') && !self.contains('\r')", "the reason is one line, because people read it where the latch refuses something"))]
@@ -63,7 +70,118 @@ impl TradingHaltSpec {
     pub fn hash(&self) -> Result<String, String> {
         crate::hash::of_json(&serde_json::to_value(self).map_err(|e| e.to_string())?)
     }
+
+    /// Whether it halts several systems, by halts that it makes: it stops and holds nothing itself.
+    pub fn is_group(&self) -> bool {
+        self.system_selector.is_some()
+    }
+
+    /// The name of the system that it halts itself; empty, which is no name, for a halt of several systems.
+    pub fn system(&self) -> &str {
+        self.system_ref.as_ref().map_or("", |r| r.name.as_str())
+    }
+
+    /// Whether it halts this system itself.
+    pub fn halts(&self, system: &str) -> bool {
+        self.system_ref.as_ref().is_some_and(|r| r.name == system)
+    }
 }
+
+/// Selects TradingSystems by their labels: all that is given must hold, and nothing given selects all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SystemSelector {
+    /// Labels and their values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub match_labels: BTreeMap<String, String>,
+    /// Requirements on labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub match_expressions: Vec<SelectorRequirement>,
+}
+
+impl SystemSelector {
+    /// Whether a system with these labels is selected.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(|e| e.holds(labels))
+    }
+
+    /// Whether it selects every system.
+    pub fn selects_all(&self) -> bool {
+        self.match_labels.is_empty() && self.match_expressions.is_empty()
+    }
+}
+
+impl std::fmt::Display for SystemSelector {
+    /// As `kubectl --selector` takes it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let labels = self.match_labels.iter().map(|(key, value)| format!("{key}={value}"));
+        let expressions = self.match_expressions.iter().map(SelectorRequirement::to_string);
+        f.write_str(&labels.chain(expressions).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// What is asked of a label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)", "values go with the operators In and NotIn, and are needed there: write {key: desk, operator: In, values: [fx]} or {key: desk, operator: Exists}"))]
+pub struct SelectorRequirement {
+    /// The label.
+    #[schemars(length(min = 1, max = 317))]
+    pub key: String,
+    /// What is asked of it.
+    pub operator: SelectorOperator,
+    /// The values of `In` and `NotIn`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub values: Vec<String>,
+}
+
+impl SelectorRequirement {
+    fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+        let value = labels.get(&self.key);
+        match self.operator {
+            SelectorOperator::In => value.is_some_and(|v| self.values.contains(v)),
+            // As everywhere in Kubernetes, one without the label is not in.
+            SelectorOperator::NotIn => value.is_none_or(|v| !self.values.contains(v)),
+            SelectorOperator::Exists => value.is_some(),
+            SelectorOperator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+impl std::fmt::Display for SelectorRequirement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (key, values) = (&self.key, self.values.join(","));
+        match self.operator {
+            SelectorOperator::In => write!(f, "{key} in ({values})"),
+            SelectorOperator::NotIn => write!(f, "{key} notin ({values})"),
+            SelectorOperator::Exists => f.write_str(key),
+            SelectorOperator::DoesNotExist => write!(f, "!{key}"),
+        }
+    }
+}
+
+/// What is asked of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SelectorOperator {
+    /// It has one of the values.
+    In,
+    /// It has none of the values, or is not there.
+    NotIn,
+    /// It is there.
+    Exists,
+    /// It is not there.
+    DoesNotExist,
+}
+
+/// Label of a TradingHalt that a halt of several systems made: the name of that one.
+pub const HALT_GROUP: &str = "standfast.dev/halt-group";
+/// Annotation beside it: its uid.
+pub const HALT_GROUP_UID: &str = "standfast.dev/halt-group-uid";
+/// The most systems that one halt selects.
+pub const GROUP_LIMIT: usize = 100;
 
 /// Which open orders are cancelled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -181,7 +299,9 @@ pub enum HaltPhase {
     Halted,
     /// Something cannot be proven: a person has to look.
     Unverified,
-    /// A TradingResume released it.
+    /// Of a halt of several systems: some of its halts were released, the others are proven.
+    Releasing,
+    /// A TradingResume released it; of a halt of several systems: all of its halts were released.
     Released,
 }
 
@@ -195,13 +315,22 @@ impl HaltPhase {
             Self::Verifying => "Verifying",
             Self::Halted => "Halted",
             Self::Unverified => "Unverified",
+            Self::Releasing => "Releasing",
             Self::Released => "Released",
         }
     }
 
     /// All phases.
-    pub const ALL: [Self; 7] =
-        [Self::Pending, Self::Fencing, Self::Closing, Self::Verifying, Self::Halted, Self::Unverified, Self::Released];
+    pub const ALL: [Self; 8] = [
+        Self::Pending,
+        Self::Fencing,
+        Self::Closing,
+        Self::Verifying,
+        Self::Halted,
+        Self::Unverified,
+        Self::Releasing,
+        Self::Released,
+    ];
 }
 
 /// Types of the conditions of a TradingHalt.
@@ -244,6 +373,15 @@ pub struct TradingHaltStatus {
     #[serde(default)]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
+    /// Of a halt with a `systemSelector`: how many systems it halts, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Of a halt with a `systemSelector`: the systems that it selected, and the halts that it made for them. Written before
+    /// the first of those is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["system".into()]))]
+    pub systems: Vec<SystemHalt>,
     /// The latch. Written before anything is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latch: Option<Latch>,
@@ -305,6 +443,34 @@ pub struct TradingHaltStatus {
     /// Who released it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<Release>,
+}
+
+/// One of the systems of a halt with a `systemSelector`, and its halt.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SystemHalt {
+    /// The TradingSystem.
+    pub system: String,
+    /// The TradingHalt that is made for it.
+    pub halt: String,
+    /// uid of that one, as soon as it is there: it is never made a second time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halt_uid: Option<String>,
+    /// Phase of that one, as last seen.
+    #[serde(default)]
+    pub phase: HaltPhase,
+    /// Its open orders that should not be; absent when not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_orders: Option<i64>,
+    /// Its trading pods that are not gone; absent when not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_pods: Option<i64>,
+    /// Until when its proof counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_until: Option<MicroTime>,
+    /// What it says, or why it could not be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// The latch of a halt: a ConfigMap that admission policies read.
@@ -670,4 +836,46 @@ pub struct Release {
     pub resume_uid: String,
     /// Who asked for it.
     pub requested_by: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_selector_selects_as_everywhere_in_kubernetes() {
+        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let fx = labels(&[("desk", "fx"), ("region", "eu")]);
+        for (selector, fx_matches, bare_matches, text) in [
+            (json!({}), true, true, ""),
+            (json!({"matchLabels": {"desk": "fx"}}), true, false, "desk=fx"),
+            (json!({"matchLabels": {"desk": "fx", "region": "us"}}), false, false, "desk=fx,region=us"),
+            (
+                json!({"matchExpressions": [{"key": "desk", "operator": "In", "values": ["fx", "eq"]}]}),
+                true,
+                false,
+                "desk in (fx,eq)",
+            ),
+            (
+                json!({"matchExpressions": [{"key": "desk", "operator": "NotIn", "values": ["fx"]}]}),
+                false,
+                true,
+                "desk notin (fx)",
+            ),
+            (json!({"matchExpressions": [{"key": "desk", "operator": "Exists"}]}), true, false, "desk"),
+            (json!({"matchExpressions": [{"key": "desk", "operator": "DoesNotExist"}]}), false, true, "!desk"),
+            (
+                json!({"matchLabels": {"region": "eu"}, "matchExpressions": [{"key": "desk", "operator": "Exists"}]}),
+                true,
+                false,
+                "region=eu,desk",
+            ),
+        ] {
+            let read: SystemSelector = serde_json::from_value(selector.clone()).unwrap();
+            assert_eq!((read.matches(&fx), read.matches(&BTreeMap::new())), (fx_matches, bare_matches), "{selector}");
+            assert_eq!((read.to_string().as_str(), read.selects_all()), (text, text.is_empty()));
+        }
+    }
 }

@@ -183,6 +183,29 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
             "The TradingHalt \"bad\" is invalid: spec.reason: Invalid value: \"prices\\nare stale\": the reason is one line, because people read it where the latch refuses something",
         ),
         (
+            "a halt of one system and of several",
+            halt("bad", json!({"systemSelector": {}})),
+            "The TradingHalt \"bad\" is invalid: spec: Invalid value: a TradingHalt has one of systemRef and systemSelector: write systemRef: {name: <a TradingSystem>} to halt one system, systemSelector: {matchLabels: {<label>: <value>}} to halt several, or systemSelector: {} to halt every TradingSystem of the namespace",
+        ),
+        (
+            "a halt of nothing",
+            halt("bad", json!({"systemRef": null})),
+            "The TradingHalt \"bad\" is invalid: spec: Invalid value: a TradingHalt has one of systemRef and systemSelector: write systemRef: {name: <a TradingSystem>} to halt one system, systemSelector: {matchLabels: {<label>: <value>}} to halt several, or systemSelector: {} to halt every TradingSystem of the namespace",
+        ),
+        (
+            "a requirement on labels that says nothing",
+            halt(
+                "bad",
+                json!({"systemRef": null, "systemSelector": {"matchExpressions": [{"key": "desk", "operator": "In"}]}}),
+            ),
+            "The TradingHalt \"bad\" is invalid: spec.systemSelector.matchExpressions[0]: Invalid value: values go with the operators In and NotIn, and are needed there: write {key: desk, operator: In, values: [fx]} or {key: desk, operator: Exists}",
+        ),
+        (
+            "a halt of several systems with a name that is too long",
+            halt(&"x".repeat(64), json!({"systemRef": null, "systemSelector": {}})),
+            "The TradingHalt \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\" is invalid: <nil>: Invalid value: the name of a TradingHalt with a systemSelector has at most 63 characters, because the halts it makes carry it as a label",
+        ),
+        (
             "no reason",
             halt("bad", json!({"reason": ""})),
             "The TradingHalt \"bad\" is invalid: spec.reason: Invalid value: \"\": spec.reason in body should be at least 1 chars long",

@@ -9,7 +9,7 @@ use standfast_crds::v1alpha1::{
 
 use super::count::{Subject, Unfit, ineligible, unfit};
 use crate::{
-    halt::approvals as of_halt,
+    halt::{approvals as of_halt, group},
     resume::{ResumePlan, approval_rules},
 };
 
@@ -65,6 +65,7 @@ fn judge(
     }
     if approval.spec.subject.kind == SubjectKind::TradingHalt {
         return match halts.iter().find(|h| h.name_any() == *name) {
+            Some(halt) if halt.spec.is_group() => void(group::not_itself(halt)),
             Some(halt) => judge_of_halt(approval, halt, systems, since, now),
             None => void(format!("there is no TradingHalt {name} in namespace {namespace}")),
         };
@@ -160,8 +161,8 @@ fn judge_of_halt(
     if !status.approvals.is_empty() {
         return void(format!("{what} was allowed to close positions without it"));
     }
-    let Some(system) = systems.iter().find(|s| s.name_any() == halt.spec.system_ref.name) else {
-        return (ApprovalPhase::Pending, format!("there is no TradingSystem {}", halt.spec.system_ref.name));
+    let Some(system) = systems.iter().find(|s| s.name_any() == halt.spec.system()) else {
+        return (ApprovalPhase::Pending, format!("there is no TradingSystem {}", halt.spec.system()));
     };
     if !of_halt::asks(halt, &system.spec.halt_policy) {
         return void(format!("the TradingSystem's haltPolicy allows {} without approvals", action.as_str()));

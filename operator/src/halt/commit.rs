@@ -32,7 +32,7 @@ impl HaltReconciler {
     /// The TradingSystem of a halt: from the cache, or live if the cache does not have it yet. `None` if there is none.
     async fn find_system(&self, halt: &TradingHalt) -> Result<Option<TradingSystem>, String> {
         let namespace = halt.namespace().unwrap_or_default();
-        let name = &halt.spec.system_ref.name;
+        let name = halt.spec.system();
         if let Some(system) = self.systems.read(&namespace, name) {
             return Ok(Some(system));
         }
@@ -47,14 +47,14 @@ impl HaltReconciler {
     }
 
     fn no_system(&self, halt: &TradingHalt) -> String {
-        let (namespace, name) = (halt.namespace().unwrap_or_default(), &halt.spec.system_ref.name);
+        let (namespace, name) = (halt.namespace().unwrap_or_default(), halt.spec.system());
         let names = self.systems.some_names(&namespace);
         let there = if names.is_empty() { "there is none".into() } else { format!("there are {}", names.join(", ")) };
         format!("TradingSystem {name} not found in namespace {namespace}: {there}")
     }
 
     /// Reads a halt that somebody else changed.
-    async fn catch_up(&self, halt: &TradingHalt) {
+    pub(super) async fn catch_up(&self, halt: &TradingHalt) {
         let api: Api<TradingHalt> = Api::namespaced(self.client.clone(), &halt.namespace().unwrap_or_default());
         let name = halt.name_any();
         let live = client::read(EFFECT_DEADLINE, format!("reading TradingHalt {name}"), api.get_opt(&name)).await;
@@ -99,7 +99,7 @@ impl HaltReconciler {
                 .collect(),
             evidence: Evidence {
                 requested_by: halt.spec.requested_by.clone().unwrap_or_else(|| "not recorded".into()),
-                previous_sha256: evidence::head(&halts, &halt.spec.system_ref.name, Some(&uid)),
+                previous_sha256: evidence::head(&halts, halt.spec.system(), Some(&uid)),
                 ..Evidence::default()
             },
             ..TradingHaltStatus::default()

@@ -13,7 +13,8 @@ use super::*;
 
 fn spec(cancel: CancelOrders, action: PositionAction) -> TradingHaltSpec {
     TradingHaltSpec {
-        system_ref: LocalReference { name: "bot".into() },
+        system_ref: Some(LocalReference { name: "bot".into() }),
+        system_selector: None,
         reason: "test".into(),
         requested_by: None,
         orders: HaltOrders { cancel },

@@ -45,7 +45,7 @@ pub fn ledger(status: &TradingHaltStatus) -> String {
 pub fn head(halts: &[TradingHalt], system: &str, but: Option<&str>) -> Option<String> {
     halts
         .iter()
-        .filter(|h| h.spec.system_ref.name == system && h.metadata.uid.as_deref() != but)
+        .filter(|h| h.spec.halts(system) && h.metadata.uid.as_deref() != but)
         .filter_map(|h| {
             let status = h.status.as_ref()?;
             Some((status.times.committed_at.as_ref()?.0, status.evidence.sha256.clone()?))

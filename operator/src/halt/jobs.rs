@@ -162,7 +162,7 @@ impl HaltReconciler {
     }
 
     async fn ensure(&self, halt: &TradingHalt, job: &str, action: &JobAction) -> Result<JobState, JobError> {
-        let env = jobs::environment(&halt.spec.system_ref.name, &halt.name_any(), &halt.spec.reason);
+        let env = jobs::environment(halt.spec.system(), &halt.name_any(), &halt.spec.reason);
         let namespace = halt.namespace().unwrap_or_default();
         jobs::ensure_job(&self.client, &namespace, job, &owner(halt), action, &env, LONGEST).await
     }

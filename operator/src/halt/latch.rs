@@ -34,7 +34,7 @@ pub fn name(halt: &str) -> String {
 pub fn data(halt: &TradingHalt, workloads: &[LatchedWorkload]) -> BTreeMap<String, String> {
     let halt_name = halt.metadata.name.clone().unwrap_or_default();
     let mut data = BTreeMap::from([
-        ("system".to_owned(), halt.spec.system_ref.name.clone()),
+        ("system".to_owned(), halt.spec.system().to_owned()),
         (
             "message".to_owned(),
             format!(

@@ -2,7 +2,7 @@
 //!
 //! A halt is committed by one status write ([`commit`]), then looked at again and again: [`observe`] reads everything
 //! live, [`decide`] says what to do next and what may be said, [`act`] does it, [`record`] writes what is new.
-//! [`release`] ends it.
+//! [`release`] ends it. A halt of several systems makes others, and only tells how those stand: [`group`].
 
 pub mod act;
 pub mod approvals;
@@ -12,6 +12,7 @@ mod commit;
 mod contention;
 pub mod decide;
 pub mod evidence;
+pub mod group;
 mod jobs;
 pub mod latch;
 pub mod memory;
@@ -95,6 +96,8 @@ pub struct HaltReconciler {
     memories: Mutex<HashMap<String, Memory>>,
     /// The newest version of each halt that this process wrote: the cache may be behind.
     written: Mutex<HashMap<String, TradingHalt>>,
+    /// When the status of each halt of several systems was last written.
+    shown: Mutex<HashMap<String, Instant>>,
 }
 
 /// Wait between looks while something is still moving, at most.
@@ -138,6 +141,7 @@ impl HaltReconciler {
             pace: PACE,
             memories: Mutex::default(),
             written: Mutex::default(),
+            shown: Mutex::default(),
         }
     }
 
@@ -173,6 +177,7 @@ impl HaltReconciler {
     pub fn forget(&self, uid: &str) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     /// A halt is gone, whoever deleted it: nothing is remembered of it any more.
@@ -254,7 +259,7 @@ impl HaltReconciler {
         let mut stopped = self.act(&current, &status, None, stops, HashMap::new()).await;
         let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
         for venue in &status.venues {
-            let allowing = others::allowing(&venue.name, &resumes, &halt.spec.system_ref.name, Timestamp::now());
+            let allowing = others::allowing(&venue.name, &resumes, halt.spec.system(), Timestamp::now());
             memory.venues.entry(venue.name.clone()).or_default().note_allowing(allowing);
         }
         let asked = system.as_ref().ok().map(|s| &s.spec.halt_policy);
@@ -500,6 +505,9 @@ impl Reconcile for HaltReconciler {
             }
             self.forget_looks(&uid);
             return Ok(Action::requeue(CATCH_UP));
+        }
+        if halt.spec.is_group() {
+            return self.group(&halt).await;
         }
         if status.latch.is_none() {
             return self.commit(&halt).await;

@@ -97,7 +97,7 @@ impl Others {
     /// What the others among `halts` do at `venue`.
     pub fn at(venue: &str, halts: &[TradingHalt], halt: &TradingHalt, policy: &HaltPolicy) -> Self {
         let of_system = |h: &&TradingHalt| {
-            held::holds(h) && h.metadata.uid != halt.metadata.uid && h.spec.system_ref.name == halt.spec.system_ref.name
+            held::holds(h) && h.metadata.uid != halt.metadata.uid && h.spec.halts(halt.spec.system())
         };
         let statuses = || halts.iter().filter(of_system).filter_map(|h| Some((h, h.status.as_ref()?)));
         // Of several that close, the oldest does, so that nothing is closed twice.
@@ -129,7 +129,7 @@ impl Others {
             suspended: statuses().any(|(_, s)| act::suspends(s, venue)),
             allowed_at: halts
                 .iter()
-                .filter(|h| h.metadata.uid != halt.metadata.uid && h.spec.system_ref.name == halt.spec.system_ref.name)
+                .filter(|h| h.metadata.uid != halt.metadata.uid && h.spec.halts(halt.spec.system()))
                 .filter_map(|h| act::last_tried(h.status.as_ref()?, venue, "allowTrading"))
                 .max(),
         }

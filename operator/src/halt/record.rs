@@ -123,14 +123,20 @@ fn portfolio(status: &TradingHaltStatus) -> String {
 
 /// `Ready`, `Reconciling` and `Stalled`, as kstatus understands them.
 pub fn kstatus(status: &mut TradingHaltStatus, generation: Option<i64>, now: Timestamp) {
+    kstatus_of(status, generation, now, false);
+}
+
+/// The same; `stuck` when a person has to look, whatever the phase says.
+pub(super) fn kstatus_of(status: &mut TradingHaltStatus, generation: Option<i64>, now: Timestamp, stuck: bool) {
     let halted = status.times.halted_at.is_some();
     let (ready, reconciling, stalled) = match status.phase {
         // It waits for its TradingSystem, which somebody has to create.
         HaltPhase::Pending => ("False", "True", "True"),
-        HaltPhase::Halted | HaltPhase::Released => ("True", "False", "False"),
+        HaltPhase::Halted | HaltPhase::Releasing | HaltPhase::Released => ("True", "False", "False"),
         HaltPhase::Unverified => ("False", if halted { "False" } else { "True" }, "True"),
         _ => ("False", "True", "False"),
     };
+    let stalled = if stuck { "True" } else { stalled };
     let phase = status.phase.as_str();
     let message =
         status.conditions.iter().find(|x| x.type_ == c::HALTED).map_or_else(String::new, |x| x.message.clone());

@@ -21,7 +21,7 @@ fn stands(halt: &TradingHalt) -> bool {
 }
 
 fn others<'a>(halts: &'a [TradingHalt], plan: &'a ResumePlan) -> impl Iterator<Item = &'a TradingHalt> {
-    let of_system = move |h: &&TradingHalt| h.spec.system_ref.name == plan.system.name;
+    let of_system = move |h: &&TradingHalt| h.spec.halts(&plan.system.name);
     halts.iter().filter(of_system).filter(|h| h.metadata.uid.as_ref() != Some(&plan.halt.uid) && stands(h))
 }
 
@@ -35,9 +35,12 @@ pub fn halted_again(halts: &[TradingHalt], plan: &ResumePlan, requested_at: Time
     others(halts, plan).find(later).map(|h| h.name_any())
 }
 
-/// A halt of the same system that has not committed itself yet: what it will hold is not known.
+/// A halt of the same system that has not committed itself yet: what it will hold is not known. Or a halt of several
+/// systems that has not made its halt of this one yet.
 pub fn about_to_hold(halts: &[TradingHalt], plan: &ResumePlan) -> Option<String> {
-    others(halts, plan).find(|h| !held::holds(h)).map(|h| h.name_any())
+    let group = |h: &&TradingHalt| held::about_to_halt(h, &plan.system.name);
+    let other = others(halts, plan).find(|h| !held::holds(h)).or_else(|| halts.iter().find(group));
+    other.map(|h| h.name_any())
 }
 
 /// The halts of the same system that hold, by name.

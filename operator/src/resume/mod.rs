@@ -166,7 +166,7 @@ impl ResumeReconciler {
             }
         }
         let system = match plan::halt_to_release(&journal.object, &halts) {
-            Ok(halt) => self.system(&namespace, &halt.spec.system_ref.name).await?,
+            Ok(halt) => self.system(&namespace, halt.spec.system()).await?,
             Err(_) => Ok(None),
         };
         let systems = self.systems.some_names(&namespace);

@@ -13,6 +13,7 @@ use super::{
     gates, policy, ramp,
     reconcile::{self, plan::PlanComparison},
 };
+use crate::halt::group;
 
 /// The whole of what a resume will do. Later edits of the TradingSystem or the resume change nothing of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -222,7 +223,7 @@ pub fn accept(
     systems: &[String],
 ) -> Result<ResumePlan, String> {
     let halt = halt_to_release(resume, halts)?;
-    let name = &halt.spec.system_ref.name;
+    let name = halt.spec.system();
     let Some(system) = system else {
         return Err(format!(
             "the TradingSystem {name} of TradingHalt {} does not exist, and only it tells how to resume: {}",
@@ -296,6 +297,9 @@ pub fn halt_to_release<'a>(resume: &TradingResume, halts: &'a [TradingHalt]) -> 
     if let Some(uid) = reference.uid.as_ref().filter(|u| Some(*u) != halt.metadata.uid.as_ref()) {
         let there = halt.uid().unwrap_or_default();
         return Err(format!("TradingHalt {name} is another one now: its uid is {there}, not {uid}"));
+    }
+    if halt.spec.is_group() {
+        return Err(format!("{}: create a TradingResume for each", group::not_itself(halt)));
     }
     let born = |meta: &kube::core::ObjectMeta| meta.creation_timestamp.as_ref().map(|t| t.0);
     if born(&halt.metadata) > born(&resume.metadata) {

@@ -111,7 +111,7 @@ impl fmt::Debug for SystemReconciler {
 
 /// The system whose status a halt is a part of: namespace and name.
 pub fn on_halt(halt: &TradingHalt) -> (String, String) {
-    (halt.namespace().unwrap_or_default(), halt.spec.system_ref.name.clone())
+    (halt.namespace().unwrap_or_default(), halt.spec.system().to_owned())
 }
 
 #[async_trait]

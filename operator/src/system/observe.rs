@@ -16,7 +16,7 @@ use crate::{
 /// The halts that name this system.
 pub(super) fn halts_of(halts: &Cache<Guarded<TradingHalt>>, namespace: &str, name: &str) -> Vec<TradingHalt> {
     let mut found = halts.read_namespace(namespace);
-    found.retain(|h| h.spec.system_ref.name == name);
+    found.retain(|h| h.spec.halts(name));
     found
 }
 

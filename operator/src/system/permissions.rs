@@ -123,6 +123,8 @@ fn needed(spec: &TradingSystemSpec, trading: &[View]) -> Vec<Permission> {
     let mut wanted = vec![
         Permission::new("update", "standfast.dev", "tradinghalts", "status"),
         Permission::new("release", "standfast.dev", "tradinghalts", ""),
+        // For a halt of several systems.
+        Permission::new("create", "standfast.dev", "tradinghalts", ""),
         Permission::new("create", "", "configmaps", ""),
         Permission::new("get", "", "configmaps", ""),
         Permission::new("update", "", "configmaps", ""),
@@ -185,6 +187,7 @@ mod tests {
             "create jobs",
             "get secrets",
             "release tradinghalts",
+            "create tradinghalts",
         ] {
             assert!(wanted.iter().any(|w| w == needed), "{needed}");
         }

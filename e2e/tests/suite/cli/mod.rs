@@ -1,6 +1,7 @@
 //! The command line as people and scripts run it: the program that was built, against a real API server.
 
 mod approve;
+mod group;
 mod refused;
 mod requests;
 mod terminal;

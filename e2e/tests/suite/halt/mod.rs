@@ -4,6 +4,7 @@ mod approved;
 mod close;
 mod contention;
 mod deletion;
+mod group;
 mod ill;
 mod selection;
 mod signed;

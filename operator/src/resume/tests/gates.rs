@@ -1,7 +1,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use rstest::rstest;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{CheckState, LatchedWorkload, StepState, StepStatus, TradingHalt, TradingResumeStatus};
+use standfast_crds::v1alpha1::{
+    CheckState, LatchedWorkload, LocalReference, StepState, StepStatus, TradingHalt, TradingResumeStatus,
+};
 
 use super::{BORN, REQUESTED, at, halt, plan, released_by};
 use crate::{
@@ -16,7 +18,7 @@ use crate::{
 };
 
 fn of_another_system(mut halt: TradingHalt) -> TradingHalt {
-    halt.spec.system_ref.name = "equities".into();
+    halt.spec.system_ref = Some(LocalReference { name: "equities".into() });
     halt
 }
 
@@ -42,6 +44,26 @@ fn other_halts(
     assert_eq!(gates::halted_again(&halts, &plan, at(REQUESTED)).as_deref(), again);
     assert_eq!(gates::about_to_hold(&halts, &plan).as_deref(), about);
     assert_eq!(gates::still_held(&halts, &plan), still);
+}
+
+/// Nothing is raised while a halt of several systems may be making the one for this system.
+#[test]
+fn a_halt_of_several_systems_is_about_to_hold_until_it_has_made_its_halts() {
+    let plan = plan();
+    let mine = json!({"system": plan.system.name, "halt": "all-1"});
+    let mut made = mine.clone();
+    made["haltUid"] = "u".into();
+    for (status, expected) in [
+        (json!({"latch": null, "phase": "Pending"}), Some("all")),
+        (json!({"latch": null, "phase": "Fencing", "systems": [mine]}), Some("all")),
+        (json!({"latch": null, "phase": "Fencing", "systems": [made]}), None),
+    ] {
+        let mut group = halt("all", REQUESTED + 9, status.clone());
+        (group.spec.system_ref, group.spec.system_selector) = (None, Some(Default::default()));
+        let halts = [halt("stale", BORN - 60, released_by("go")), group];
+        assert_eq!(gates::about_to_hold(&halts, &plan).as_deref(), expected, "{status}");
+        assert_eq!(gates::halted_again(&halts, &plan, at(REQUESTED)), None, "its halts do that");
+    }
 }
 
 #[rstest]

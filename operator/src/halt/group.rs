@@ -1,0 +1,532 @@
+//! A halt of several systems. It stops and holds nothing itself: at first sight it selects TradingSystems, writes down
+//! which and by which halts, and makes an ordinary TradingHalt for each of them. From then on it only says how those stand.
+
+use std::{collections::BTreeMap, sync::PoisonError, time::Duration};
+
+use futures::future::join_all;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, PostParams},
+    runtime::controller::Action,
+};
+use standfast_crds::v1alpha1::{
+    Evidence, GROUP_LIMIT, HALT_GROUP, HALT_GROUP_UID, HaltPhase, LocalReference, SystemHalt, SystemSelector,
+    TradingHalt, TradingHaltSpec, TradingHaltStatus, TradingSystem, condition, halt_conditions as c, set_condition,
+    shorten,
+};
+use tokio::time::Instant;
+
+use super::{HaltReconciler, act::EFFECT_DEADLINE, evidence, record};
+use crate::{client, controller::Failure, scale::FIELD_MANAGER};
+
+/// The longest name that a TradingHalt may have.
+const NAME_LIMIT: usize = 200;
+/// How often it is looked whether the proofs of its halts still count; what they write comes sooner.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How often a halt that could not be made is tried, at first and later.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// The pause between two writes that only tell how far the halts are: there may be a hundred of them.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The halt of several systems that made this one.
+pub fn made_by(halt: &TradingHalt) -> Option<&str> {
+    halt.metadata.labels.as_ref()?.get(HALT_GROUP).map(String::as_str)
+}
+
+/// Why a halt of several systems is nothing to be released or decided about, and what is instead.
+pub fn not_itself(group: &TradingHalt) -> String {
+    let halts: Vec<_> = group.status.iter().flat_map(|s| &s.systems).map(|e| e.halt.as_str()).collect();
+    let which = match halts.as_slice() {
+        [] => "it has made none yet".to_owned(),
+        halts => halts.join(", "),
+    };
+    format!("TradingHalt {} holds nothing itself, its halts do, each for one system: {which}", group.name_any())
+}
+
+/// The names that the halt of a system may have, best first. All of them follow from the group and the system.
+fn names(group: &TradingHalt, system: &str) -> [String; 2] {
+    let name = group.name_any();
+    let cut = |suffix: &str| {
+        let room = NAME_LIMIT - suffix.len();
+        let whole = format!("{name}-{system}");
+        format!("{}{suffix}", whole.chars().take(room).collect::<String>().trim_end_matches(['-', '.']))
+    };
+    // Nobody can know it before the group is there.
+    let key = standfast_crds::hash::of_json(&serde_json::json!([group.uid(), system])).unwrap_or_default();
+    [cut(""), cut(&format!("-{}", key.get(..8).unwrap_or("halt")))]
+}
+
+/// Whether this is the halt that the group made for the system.
+fn is_own(halt: &TradingHalt, group: &TradingHalt, system: &str) -> bool {
+    made_by(halt) == group.metadata.name.as_deref()
+        && group.metadata.uid.is_some()
+        && halt.annotations().get(HALT_GROUP_UID) == group.metadata.uid.as_ref()
+        && halt.spec.halts(system)
+}
+
+/// The halt of one of the systems. It belongs to nobody: it stays when the group is deleted.
+fn halt_of(group: &TradingHalt, entry: &SystemHalt) -> TradingHalt {
+    let spec = TradingHaltSpec {
+        system_ref: Some(LocalReference { name: entry.system.clone() }),
+        system_selector: None,
+        ..group.spec.clone()
+    };
+    let mut halt = TradingHalt::new(&entry.halt, spec);
+    halt.metadata.namespace = group.namespace();
+    halt.metadata.labels = Some(BTreeMap::from([(HALT_GROUP.to_owned(), group.name_any())]));
+    halt.metadata.annotations = Some(BTreeMap::from([(HALT_GROUP_UID.to_owned(), group.uid().unwrap_or_default())]));
+    halt
+}
+
+/// The systems that are halted, of all that there are; or reason and message why none is.
+fn select(selector: &SystemSelector, systems: &Systems) -> Result<Vec<String>, (&'static str, String)> {
+    let chosen: Vec<_> =
+        systems.iter().filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name.clone()).collect();
+    if chosen.len() > GROUP_LIMIT {
+        let text = format!(
+            "{} TradingSystems are selected, and one halt takes at most {GROUP_LIMIT}: nothing is halted; create several \
+             halts with narrower selectors",
+            chosen.len()
+        );
+        return Err(("TooManySystems", text));
+    }
+    if chosen.is_empty() {
+        let said = selector.to_string();
+        let what = if said.is_empty() { "nothing".to_owned() } else { format!("nothing by {said}") };
+        let labelled = |(name, labels): (&String, &BTreeMap<String, String>)| {
+            let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            if labels.is_empty() { format!("{name} (no labels)") } else { format!("{name} ({})", labels.join(",")) }
+        };
+        let there: Vec<_> = systems.iter().take(5).map(labelled).collect();
+        let there = if there.is_empty() {
+            "there is no TradingSystem".into()
+        } else {
+            format!("there are {}", there.join(", "))
+        };
+        return Err(("NothingSelected", format!("the systemSelector selects {what} in this namespace: {there}")));
+    }
+    Ok(chosen)
+}
+
+/// Names and labels of TradingSystems.
+type Systems = BTreeMap<String, BTreeMap<String, String>>;
+
+/// How one of the halts stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is still to be made.
+    Wanted,
+    /// Somebody deleted it, and it was not released before.
+    Deleted,
+    /// It is there.
+    There(HaltPhase),
+    /// It was released.
+    Released,
+}
+
+/// What was found of one of the halts.
+#[derive(Debug)]
+enum Member {
+    /// It is there.
+    There(Box<TradingHalt>),
+    /// It is not there yet; and why, if it could not be made.
+    NotMade(Option<String>),
+    /// It was there, and was deleted.
+    Gone,
+    /// It was there, and could not be read.
+    Unread(String),
+}
+
+impl Member {
+    fn status(&self) -> Option<&TradingHaltStatus> {
+        match self {
+            Self::There(halt) => halt.status.as_ref(),
+            Self::NotMade(_) | Self::Gone | Self::Unread(_) => None,
+        }
+    }
+}
+
+/// What the status says of one of the halts, and how it stands.
+fn show(entry: &SystemHalt, member: &Member, now: Timestamp) -> (SystemHalt, Standing) {
+    let mut entry = entry.clone();
+    let (standing, why) = match member {
+        Member::There(halt) => return show_halt(entry, halt, now),
+        // What is known of it does not change any more.
+        Member::Gone | Member::Unread(_) if entry.phase == HaltPhase::Released => return (entry, Standing::Released),
+        Member::NotMade(why) => (Standing::Wanted, why.clone()),
+        Member::Gone => (Standing::Deleted, Some(format!("TradingHalt {} was deleted", entry.halt))),
+        Member::Unread(why) => (Standing::There(HaltPhase::Unverified), Some(why.clone())),
+    };
+    (entry.open_orders, entry.running_pods, entry.verified_until) = (None, None, None);
+    entry.message = why.map(|why| shorten(&why));
+    (entry, standing)
+}
+
+fn show_halt(mut entry: SystemHalt, halt: &TradingHalt, now: Timestamp) -> (SystemHalt, Standing) {
+    let status = halt.status.clone().unwrap_or_default();
+    let said = condition(&status.conditions, c::HALTED).map(|c| c.message.clone()).filter(|m| !m.is_empty());
+    (entry.halt_uid, entry.phase, entry.message) = (halt.uid(), status.phase, said.map(|m| shorten(&m)));
+    (entry.open_orders, entry.running_pods) = (status.open_orders, status.running_pods);
+    entry.verified_until = status.verified_until.clone();
+    let fresh = status.verified_until.is_some_and(|until| now < until.0);
+    let standing = match status.phase {
+        HaltPhase::Released => Standing::Released,
+        HaltPhase::Halted if !fresh => {
+            entry.message = Some("the last proof is too old to count".into());
+            Standing::There(HaltPhase::Unverified)
+        }
+        // Seen, and its system is not there any more.
+        HaltPhase::Pending if !status.conditions.is_empty() => Standing::There(HaltPhase::Unverified),
+        HaltPhase::Pending => Standing::There(HaltPhase::Fencing),
+        phase => Standing::There(phase),
+    };
+    (entry, standing)
+}
+
+/// What may be said of all of them.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    phase: HaltPhase,
+    /// Status and reason of the condition `Halted`.
+    halted: (&'static str, &'static str),
+    message: String,
+    /// Something does not get better by waiting.
+    stuck: bool,
+}
+
+/// Judges a group by its halts: it is as well as the worst of them.
+fn judge(halts: &[(SystemHalt, Standing)]) -> Verdict {
+    let all = halts.len();
+    let count = |wanted: Standing| halts.iter().filter(|(_, s)| *s == wanted).count();
+    let (halted, released) = (count(Standing::There(HaltPhase::Halted)), count(Standing::Released));
+    let (wanted, deleted) = (count(Standing::Wanted), count(Standing::Deleted));
+    let is = |phase| count(Standing::There(phase)) > 0;
+    let (phase, verdict) = if released + deleted == all {
+        (HaltPhase::Released, ("False", "Released"))
+    } else if wanted > 0 {
+        (HaltPhase::Fencing, ("False", "HaltsNotMade"))
+    } else if deleted > 0 {
+        (HaltPhase::Unverified, ("Unknown", "HaltDeleted"))
+    } else if is(HaltPhase::Unverified) {
+        (HaltPhase::Unverified, ("Unknown", "Unverified"))
+    } else if let Some(phase) =
+        [HaltPhase::Fencing, HaltPhase::Closing, HaltPhase::Verifying].into_iter().find(|p| is(*p))
+    {
+        (phase, ("False", phase.as_str()))
+    } else if released > 0 {
+        (HaltPhase::Releasing, ("False", "PartlyReleased"))
+    } else {
+        (HaltPhase::Halted, ("True", "Proven"))
+    };
+    let mut message = match phase {
+        HaltPhase::Released if deleted > 0 => format!("{released} of {all} halts were released, {deleted} deleted"),
+        HaltPhase::Released => format!("all {all} halts were released"),
+        HaltPhase::Halted => format!("all {all} systems are halted, each proven by its own halt"),
+        _ if released > 0 => format!("{halted} of {all} systems are halted, {released} released"),
+        _ => format!("{halted} of {all} systems are halted"),
+    };
+    // The worst first: what comes last may be cut off.
+    let rank = |standing: Standing| match standing {
+        Standing::Wanted => 0,
+        Standing::Deleted => 1,
+        Standing::There(HaltPhase::Unverified) => 2,
+        Standing::There(HaltPhase::Halted) | Standing::Released => 9,
+        Standing::There(_) => 3,
+    };
+    let mut troubles: Vec<_> = halts.iter().filter(|(_, s)| rank(*s) < 9).collect();
+    troubles.sort_by_key(|(_, s)| rank(*s));
+    if phase != HaltPhase::Released {
+        for (entry, standing) in troubles {
+            let what = match (standing, &entry.message) {
+                (Standing::Wanted, None) => "its halt is being made".to_owned(),
+                (Standing::Wanted, Some(why)) => format!("its halt is not made: {why}"),
+                (Standing::There(phase), Some(why)) if !why.is_empty() => format!("{}: {why}", phase.as_str()),
+                (Standing::There(phase), _) => phase.as_str().to_owned(),
+                (_, why) => why.clone().unwrap_or_default(),
+            };
+            message += &format!("; {} {what}", entry.system);
+        }
+    }
+    let refused = halts.iter().any(|(e, s)| *s == Standing::Wanted && e.message.is_some());
+    Verdict { phase, halted: verdict, message: shorten(&message), stuck: refused }
+}
+
+/// Puts what is known of the halts into the status, with what follows from it: totals, times, evidence, kstatus.
+fn apply(
+    status: &mut TradingHaltStatus,
+    halts: Vec<(SystemHalt, Standing)>,
+    members: &[Member],
+    generation: Option<i64>,
+    now: Timestamp,
+) {
+    let verdict = judge(&halts);
+    let before = status.phase;
+    let made = |entries: &[SystemHalt]| entries.iter().all(|e| e.halt_uid.is_some());
+    let made_before = made(&status.systems);
+    let standings: Vec<_> = halts.iter().map(|(_, s)| *s).collect();
+    status.systems = halts.into_iter().map(|(entry, _)| entry).collect();
+    if made(&status.systems) && !made_before {
+        let names: Vec<_> = status.systems.iter().map(|e| e.halt.as_str()).collect();
+        let text = format!("{} halts are there: {}", names.len(), names.join(", "));
+        evidence::append(&mut status.evidence, now, "HaltsMade", &text, false);
+    }
+    let (value, reason) = verdict.halted;
+    set_condition(&mut status.conditions, now, generation, (c::HALTED, value, reason), verdict.message.clone());
+    if verdict.phase != before {
+        let at = Some(MicroTime(now));
+        match verdict.phase {
+            HaltPhase::Halted => {
+                status.times.halted_at = status.times.halted_at.take().or(at);
+                evidence::append(&mut status.evidence, now, "Halted", &verdict.message, false);
+            }
+            HaltPhase::Unverified => evidence::append(&mut status.evidence, now, "Unverified", &verdict.message, false),
+            HaltPhase::Released => {
+                status.times.released_at = at;
+                evidence::append(&mut status.evidence, now, "Released", &verdict.message, true);
+                let condition = (c::RELEASED, "True", "Released");
+                set_condition(&mut status.conditions, now, generation, condition, verdict.message.clone());
+            }
+            _ => {}
+        }
+    }
+    status.phase = verdict.phase;
+    status.observed_generation = generation;
+    // What is released is not halted any more, and its numbers are old.
+    let held: Vec<Option<&TradingHaltStatus>> = standings
+        .iter()
+        .zip(members)
+        .filter(|(s, _)| **s != Standing::Released)
+        .map(|(_, member)| member.status())
+        .collect();
+    let total =
+        |pick: fn(&TradingHaltStatus) -> Option<i64>| held.iter().map(|s| s.and_then(pick)).sum::<Option<i64>>();
+    if verdict.phase != HaltPhase::Released {
+        status.open_orders = total(|s| s.open_orders);
+        status.kept_orders = total(|s| s.kept_orders);
+        status.open_positions = total(|s| s.open_positions);
+        status.running_pods = total(|s| s.running_pods);
+    }
+    if verdict.phase == HaltPhase::Halted {
+        let earliest = |pick: fn(&TradingHaltStatus) -> Option<Timestamp>| {
+            held.iter().map(|s| s.and_then(pick)).min().flatten().map(MicroTime)
+        };
+        status.last_verified_at = earliest(|s| s.last_verified_at.as_ref().map(|t| t.0));
+        status.verified_until = earliest(|s| s.verified_until.as_ref().map(|t| t.0));
+    }
+    record::kstatus_of(status, generation, now, verdict.stuck);
+}
+
+/// Whether the status tells more than how far halts are that are being carried out.
+fn urgent(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
+    let facts = |s: &TradingHaltStatus| {
+        let halts: Vec<_> = s.systems.iter().map(|e| (e.halt.clone(), e.halt_uid.clone())).collect();
+        (s.phase, halts)
+    };
+    facts(old) != facts(new)
+}
+
+/// Whether `new` is worth a write.
+fn differs(old: &TradingHaltStatus, new: &TradingHaltStatus) -> bool {
+    let plain = |status: &TradingHaltStatus| {
+        let mut status = status.clone();
+        status.systems.iter_mut().for_each(|e| e.verified_until = None);
+        status
+    };
+    record::differs(&plain(old), &plain(new)) || record::heartbeat_due(old, new)
+}
+
+impl HaltReconciler {
+    /// One look at a halt of several systems.
+    pub(super) async fn group(&self, halt: &TradingHalt) -> Result<Action, Failure> {
+        if halt.status.as_ref().is_some_and(|s| !s.systems.is_empty()) {
+            return self.pursue(halt).await;
+        }
+        let (Some(selector), namespace) = (&halt.spec.system_selector, halt.namespace().unwrap_or_default()) else {
+            return Ok(Action::await_change());
+        };
+        let systems = self.labels_of_systems(&namespace).await.map_err(Failure)?;
+        match select(selector, &systems) {
+            Ok(chosen) => self.choose(halt, chosen).await,
+            Err((reason, why)) => self.idle(halt, reason, &why).await,
+        }
+    }
+
+    /// All TradingSystems, also those that cannot be read. Live: one that was created just before the halt may not be in
+    /// the cache yet, and would be left out for good.
+    async fn labels_of_systems(&self, namespace: &str) -> Result<Systems, String> {
+        let api: Api<TradingSystem> = Api::namespaced(self.client.clone(), namespace);
+        let what = format!("listing the TradingSystems of {namespace}");
+        let listed = client::read(EFFECT_DEADLINE, what, async { api.list_metadata(&ListParams::default()).await });
+        let listed = listed.await.map_err(|e| e.to_string())?;
+        Ok(listed.items.into_iter().map(|s| (s.name_any(), s.labels().clone())).collect())
+    }
+
+    /// Writes down which systems are halted, by which halts; then makes those.
+    async fn choose(&self, halt: &TradingHalt, chosen: Vec<String>) -> Result<Action, Failure> {
+        let (now, generation) = (Timestamp::now(), halt.metadata.generation);
+        let requested_by = halt.spec.requested_by.clone().unwrap_or_else(|| "not recorded".into());
+        let count = if chosen.len() == 1 { "1 system".into() } else { format!("{} systems", chosen.len()) };
+        let mut status = TradingHaltStatus {
+            observed_generation: generation,
+            phase: HaltPhase::Fencing,
+            target: Some(count.clone()),
+            evidence: Evidence { requested_by, ..Evidence::default() },
+            ..TradingHaltStatus::default()
+        };
+        status.times.requested_at = halt.metadata.creation_timestamp.as_ref().map(|t| MicroTime(t.0));
+        status.times.committed_at = Some(MicroTime(now));
+        let asked = format!(
+            "{}; requested by {}; {count}: {}",
+            halt.spec.reason,
+            status.evidence.requested_by,
+            chosen.join(", ")
+        );
+        evidence::append(&mut status.evidence, now, "Committed", &asked, false);
+        let entry = |system: String| {
+            let [halt, _] = names(halt, &system);
+            SystemHalt { system, halt, ..SystemHalt::default() }
+        };
+        status.systems = chosen.into_iter().map(entry).collect();
+        let message = format!("the halts of {count} are being made");
+        set_condition(&mut status.conditions, now, generation, (c::HALTED, "False", "HaltsNotMade"), message);
+        record::kstatus(&mut status, generation, now);
+        match self.write(halt, status).await {
+            Ok(written) => self.pursue(&written).await,
+            Err(record::WriteError::Conflict) => {
+                self.catch_up(halt).await;
+                Ok(Action::requeue(Duration::ZERO))
+            }
+            Err(record::WriteError::Gone) => Ok(Action::await_change()),
+            Err(record::WriteError::Failed(failure)) => Err(failure),
+        }
+    }
+
+    /// Nothing can be halted by it as things stand.
+    async fn idle(&self, halt: &TradingHalt, reason: &'static str, why: &str) -> Result<Action, Failure> {
+        let old = halt.status.clone().unwrap_or_default();
+        let (mut status, now, generation) = (old.clone(), Timestamp::now(), halt.metadata.generation);
+        status.observed_generation = generation;
+        set_condition(&mut status.conditions, now, generation, (c::HALTED, "False", reason), shorten(why));
+        record::kstatus(&mut status, generation, now);
+        if record::differs(&old, &status) {
+            self.settle(self.write(halt, status).await)?;
+            self.event(halt, reason, why);
+        }
+        // The trigger of a new TradingSystem comes sooner; nobody tells of new labels.
+        Ok(Action::requeue(TRY_AGAIN.1))
+    }
+
+    /// Makes the halts that are not there yet, and says how all of them stand.
+    async fn pursue(&self, group: &TradingHalt) -> Result<Action, Failure> {
+        let old = group.status.clone().unwrap_or_default();
+        let mut entries = old.systems.clone();
+        let members = join_all(entries.iter_mut().map(|entry| self.member(group, entry))).await;
+        let now = Timestamp::now();
+        let halts: Vec<_> = entries.iter().zip(&members).map(|(entry, member)| show(entry, member, now)).collect();
+        let renamed = halts.iter().zip(&old.systems).any(|((new, _), old)| new.halt != old.halt);
+        let wanted = halts.iter().any(|(_, s)| *s == Standing::Wanted);
+        let mut status = old.clone();
+        apply(&mut status, halts, &members, group.metadata.generation, now);
+        let uid = group.uid().unwrap_or_default();
+        if !urgent(&old, &status)
+            && let Some(left) = self.pause(&uid)
+        {
+            return Ok(Action::requeue(left));
+        }
+        if differs(&old, &status) {
+            if self.settle(self.write(group, status).await)?.is_none() {
+                self.catch_up(group).await;
+                return Ok(Action::requeue(self.pace));
+            }
+            let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            shown.insert(uid, Instant::now());
+        }
+        let young = old.times.committed_at.is_some_and(|at| now.duration_since(at.0).as_secs() < 10);
+        Ok(Action::requeue(match (renamed, wanted) {
+            (true, _) => Duration::ZERO,
+            (false, true) if young => TRY_AGAIN.0,
+            (false, true) => TRY_AGAIN.1,
+            (false, false) => LOOK_AGAIN,
+        }))
+    }
+
+    /// What is left of the pause after the last write.
+    fn pause(&self, uid: &str) -> Option<Duration> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        PAUSE.checked_sub(shown.get(uid)?.elapsed()).filter(|left| !left.is_zero())
+    }
+
+    /// The halt of one of the systems; made if it was never there.
+    async fn member(&self, group: &TradingHalt, entry: &mut SystemHalt) -> Member {
+        let namespace = group.namespace().unwrap_or_default();
+        let cached = self.halts.read(&namespace, &entry.halt);
+        let Some(uid) = &entry.halt_uid else {
+            return match cached.filter(|h| is_own(h, group, &entry.system)) {
+                Some(own) => Member::There(Box::new(self.newest(&own))),
+                None => self.make(group, entry).await,
+            };
+        };
+        // The cache may not have what this process has just made.
+        let known = cached.filter(|h| h.uid().as_ref() == Some(uid)).map(|h| self.newest(&h));
+        let known = known.or_else(|| {
+            let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            written.get(uid).cloned()
+        });
+        if let Some(halt) = known {
+            return Member::There(Box::new(halt));
+        }
+        match self.live(&namespace, &entry.halt).await {
+            Ok(Some(live)) if live.uid().as_ref() == Some(uid) => Member::There(Box::new(live)),
+            Ok(_) => Member::Gone,
+            Err(why) => Member::Unread(why),
+        }
+    }
+
+    async fn live(&self, namespace: &str, name: &str) -> Result<Option<TradingHalt>, String> {
+        let api: Api<TradingHalt> = Api::namespaced(self.client.clone(), namespace);
+        let what = format!("reading TradingHalt {namespace}/{name}");
+        client::read(EFFECT_DEADLINE, what, api.get_opt(name)).await.map_err(|e| e.to_string())
+    }
+
+    /// Creates the halt of one of the systems, or finds the one that was created before.
+    async fn make(&self, group: &TradingHalt, entry: &mut SystemHalt) -> Member {
+        let namespace = group.namespace().unwrap_or_default();
+        // Waiting for a turn comes before the check of leadership and before any deadline begins.
+        let _turn = self.turns.take().await;
+        if let Err(lost) = self.leadership.check(EFFECT_DEADLINE) {
+            return Member::NotMade(Some(format!("not begun: {lost}")));
+        }
+        let api: Api<TradingHalt> = Api::namespaced(self.client.clone(), &namespace);
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let (halt, what) = (halt_of(group, entry), format!("creating TradingHalt {namespace}/{}", entry.halt));
+        match client::write(EFFECT_DEADLINE, what, api.create(&params, &halt)).await {
+            Ok(made) => {
+                // It may have been looked at, and written, already.
+                let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+                written.entry(made.uid().unwrap_or_default()).or_insert_with(|| made.clone());
+                Member::There(Box::new(made))
+            }
+            Err(error) if error.is_already_exists() => match self.live(&namespace, &entry.halt).await {
+                Ok(Some(there)) if is_own(&there, group, &entry.system) => Member::There(Box::new(there)),
+                Ok(Some(_)) => {
+                    let [first, second] = names(group, &entry.system);
+                    if entry.halt == first {
+                        // Written down before it is made.
+                        entry.halt = second;
+                        return Member::NotMade(None);
+                    }
+                    let why = format!("TradingHalts {first} and {second} exist and are not of this halt");
+                    Member::NotMade(Some(why))
+                }
+                Ok(None) => Member::NotMade(Some(format!("TradingHalt {} came and went", entry.halt))),
+                Err(why) => Member::NotMade(Some(why)),
+            },
+            Err(error) => Member::NotMade(Some(error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;
