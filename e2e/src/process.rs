@@ -39,7 +39,8 @@ impl Process {
             .env("STANDFAST_ALLOW_CIDRS", "127.0.0.0/8")
             .env("STANDFAST_WATCH_NAMESPACES", namespaces)
             // As in the image.
-            .env("MALLOC_ARENA_MAX", "2")
+            .env("MALLOC_ARENA_MAX", "1")
+            .env("MALLOC_TRIM_THRESHOLD_", "131072")
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
             .stderr(said);
