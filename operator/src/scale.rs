@@ -1,10 +1,14 @@
-//! Stops and starts workloads, through the `scale` subresource and a CronJob's `suspend`.
+//! Stops and starts workloads, through the `scale` subresource, a CronJob's `suspend` and a DaemonSet's node selector.
+//!
+//! A DaemonSet has neither replicas nor a switch. It is stopped by selecting nodes by a label that none has, beside the
+//! labels that it selects them by anyway. Its controller then deletes its pods, whatever the update strategy: with
+//! `OnDelete` too, since these are not pods to be replaced, but pods on nodes where they should not run.
 
 use std::time::Duration;
 
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, StatefulSet},
         autoscaling::v1::Scale,
         batch::v1::CronJob,
     },
@@ -15,11 +19,14 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::WorkloadKind;
+use standfast_crds::{
+    guardrails::{HALTED_KEY, HALTED_VALUE},
+    v1alpha1::WorkloadKind,
+};
 
 use crate::{
     client::{self, ApiError, Class},
-    workloads::Key,
+    workloads::{self, Key},
 };
 
 /// The field manager of every change of a workload.
@@ -63,17 +70,14 @@ impl ScaleError {
 pub enum Size {
     /// Replicas of a Deployment or StatefulSet.
     Replicas(i32),
-    /// Whether a CronJob is suspended.
+    /// Whether a CronJob is suspended, or a DaemonSet kept from all nodes.
     Suspended(bool),
 }
 
 impl Size {
     /// The size at which nothing runs.
     pub const fn stopped(kind: WorkloadKind) -> Self {
-        match kind {
-            WorkloadKind::CronJob => Self::Suspended(true),
-            WorkloadKind::Deployment | WorkloadKind::StatefulSet => Self::Replicas(0),
-        }
+        if kind.is_switched() { Self::Suspended(true) } else { Self::Replicas(0) }
     }
 }
 
@@ -100,12 +104,21 @@ impl Scaler {
                 let suspended = job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false);
                 Ok((Size::Suspended(suspended), job.resource_version().unwrap_or_default()))
             }
+            WorkloadKind::DaemonSet => {
+                let set = look(key, self.api::<DaemonSet>(key).get(&key.name)).await?;
+                let pods = set.spec.as_ref().and_then(|s| s.template.spec.as_ref());
+                let kept = workloads::kept_from_nodes(pods.and_then(|p| p.node_selector.as_ref()));
+                Ok((Size::Suspended(kept), set.resource_version().unwrap_or_default()))
+            }
         }
     }
 
     /// Stops the workload if its size is still `from`.
     pub async fn stop(&self, key: &Key, from: Size) -> Result<(), ScaleError> {
         let patch = match from {
+            Size::Suspended(kept) if key.kind == WorkloadKind::DaemonSet => {
+                return self.keep_from_nodes(key, kept).await;
+            }
             Size::Replicas(replicas) => json!([
                 {"op": "test", "path": "/spec/replicas", "value": replicas},
                 {"op": "replace", "path": "/spec/replicas", "value": 0},
@@ -118,17 +131,40 @@ impl Scaler {
         self.patch(key, patch, false).await
     }
 
+    /// Stops a DaemonSet. What it selects nodes by anyway stays.
+    async fn keep_from_nodes(&self, key: &Key, kept: bool) -> Result<(), ScaleError> {
+        let halted = halted_label();
+        let value = json!(kept.then_some(HALTED_VALUE));
+        let patch = json!([
+            {"op": "test", "path": halted, "value": value},
+            {"op": "add", "path": halted, "value": HALTED_VALUE},
+        ]);
+        match self.patch(key, patch, false).await {
+            Err(ScaleError::Moved(_)) if !kept => {}
+            other => return other,
+        }
+        // It selects nodes by nothing, or is not as it was seen. A null is what is not there.
+        let patch = json!([
+            {"op": "test", "path": NODE_SELECTOR, "value": null},
+            {"op": "add", "path": NODE_SELECTOR, "value": {HALTED_KEY: HALTED_VALUE}},
+        ]);
+        self.patch(key, patch, false).await
+    }
+
     /// Sets the size, if the workload is still the one that was read at `resource_version`.
     pub async fn set(&self, key: &Key, to: Size, resource_version: &str) -> Result<(), ScaleError> {
-        let (path, value) = match to {
-            Size::Replicas(replicas) => ("/spec/replicas", json!(replicas)),
-            Size::Suspended(suspended) => ("/spec/suspend", json!(suspended)),
-        };
         // `add` and not `replace`: a Scale leaves replicas out when they are 0.
-        let patch = json!([
-            {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version},
-            {"op": "add", "path": path, "value": value},
-        ]);
+        let change = match to {
+            Size::Replicas(replicas) => json!({"op": "add", "path": "/spec/replicas", "value": replicas}),
+            Size::Suspended(false) if key.kind == WorkloadKind::DaemonSet => {
+                json!({"op": "remove", "path": halted_label()})
+            }
+            Size::Suspended(true) if key.kind == WorkloadKind::DaemonSet => {
+                return self.keep_from_nodes(key, false).await;
+            }
+            Size::Suspended(suspended) => json!({"op": "add", "path": "/spec/suspend", "value": suspended}),
+        };
+        let patch = json!([{"op": "test", "path": "/metadata/resourceVersion", "value": resource_version}, change]);
         self.patch(key, patch, false).await
     }
 
@@ -137,6 +173,7 @@ impl Scaler {
         let (size, _) = self.read(key).await?;
         let (path, value) = match size {
             Size::Replicas(replicas) => ("/spec/replicas", json!(replicas + 1)),
+            Size::Suspended(_) if key.kind == WorkloadKind::DaemonSet => (NODE_SELECTOR, json!({})),
             Size::Suspended(_) => ("/spec/suspend", json!(false)),
         };
         self.patch(key, json!([{"op": "add", "path": path, "value": value}]), true).await
@@ -157,6 +194,9 @@ impl Scaler {
             WorkloadKind::CronJob => {
                 change(key, self.api::<CronJob>(key).patch(&key.name, &params, &patch)).await.map(drop)
             }
+            WorkloadKind::DaemonSet => {
+                change(key, self.api::<DaemonSet>(key).patch(&key.name, &params, &patch)).await.map(drop)
+            }
         }
     }
 
@@ -166,6 +206,14 @@ impl Scaler {
     {
         Api::namespaced(self.client.clone(), &key.namespace)
     }
+}
+
+/// What a DaemonSet selects nodes by.
+const NODE_SELECTOR: &str = "/spec/template/spec/nodeSelector";
+
+/// The label that no node has, as a JSON Pointer.
+fn halted_label() -> String {
+    format!("{NODE_SELECTOR}/{}", HALTED_KEY.replace('/', "~1"))
 }
 
 fn scale_size(scale: Scale) -> Result<(Size, String), ScaleError> {

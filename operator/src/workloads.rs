@@ -6,18 +6,22 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, StatefulSet},
         batch::v1::CronJob,
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use kube::{Client, Resource, ResourceExt, core::NamespaceResourceScope};
 use serde::{Deserialize, Serialize};
-use standfast_crds::v1alpha1::{Workload, WorkloadKind, WorkloadRole};
+use standfast_crds::{
+    guardrails::{HALTED_KEY, HALTED_VALUE},
+    v1alpha1::{Workload, WorkloadKind, WorkloadRole},
+};
 
 use crate::{
     args::Scope,
     cache::{self, Cache, Change, Feed},
+    scale::Size,
 };
 
 /// What is needed of a Deployment.
@@ -45,6 +49,15 @@ struct LeanStatefulSet {
 struct LeanCronJob {
     metadata: ObjectMeta,
     spec: Option<LeanCronSpec>,
+}
+
+/// What is needed of a DaemonSet.
+#[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
+#[resource(inherit = DaemonSet)]
+struct LeanDaemonSet {
+    metadata: ObjectMeta,
+    spec: Option<LeanDaemonSpec>,
+    status: Option<LeanDaemonStatus>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -81,6 +94,30 @@ struct LeanPodTemplate {
     metadata: Option<ObjectMeta>,
 }
 
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct LeanDaemonSpec {
+    selector: Option<LabelSelector>,
+    template: Option<LeanDaemonTemplate>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct LeanDaemonTemplate {
+    spec: Option<LeanPodSpec>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeanPodSpec {
+    node_selector: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeanDaemonStatus {
+    desired_number_scheduled: Option<i32>,
+    number_ready: Option<i32>,
+}
+
 /// Which workload of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -107,11 +144,11 @@ pub struct View {
     pub labels: BTreeMap<String, String>,
     /// Its annotations, for the detection of other controllers.
     pub annotations: BTreeMap<String, String>,
-    /// Replicas it wants; 0 for a CronJob.
+    /// Replicas it wants; of a DaemonSet the nodes that it is meant for; 0 for a CronJob.
     pub replicas: i32,
     /// Ready pods.
     pub ready: i32,
-    /// Whether a CronJob is suspended.
+    /// Whether a CronJob is suspended, or a DaemonSet kept from all nodes.
     pub suspended: bool,
     /// What selects its pods.
     pub selector: Option<LabelSelector>,
@@ -120,12 +157,19 @@ pub struct View {
 }
 
 impl View {
+    /// The size that its spec gives it.
+    pub fn size(&self) -> Size {
+        if self.key.kind.is_switched() { Size::Suspended(self.suspended) } else { Size::Replicas(self.replicas) }
+    }
+
     /// Whether it may run pods now, as far as its spec says.
     pub fn active(&self) -> bool {
-        match self.key.kind {
-            WorkloadKind::CronJob => !self.suspended,
-            WorkloadKind::Deployment | WorkloadKind::StatefulSet => self.replicas > 0,
-        }
+        self.size() != Size::stopped(self.key.kind)
+    }
+
+    /// Whether as many pods are ready as it wants, and any but where there is no node for a DaemonSet.
+    pub fn has_its_pods(&self) -> bool {
+        (self.replicas > 0 || self.key.kind == WorkloadKind::DaemonSet) && self.ready >= self.replicas
     }
 }
 
@@ -195,12 +239,35 @@ impl AsView for LeanCronJob {
     }
 }
 
+/// Whether a node selector keeps a halted DaemonSet from all nodes.
+pub fn kept_from_nodes(node_selector: Option<&BTreeMap<String, String>>) -> bool {
+    node_selector.and_then(|s| s.get(HALTED_KEY)).is_some_and(|v| v == HALTED_VALUE)
+}
+
+impl AsView for LeanDaemonSet {
+    fn view(&self) -> View {
+        let (spec, status) = (self.spec.as_ref(), self.status.as_ref());
+        let node_selector = spec.and_then(|s| s.template.as_ref()?.spec.as_ref()?.node_selector.as_ref());
+        View {
+            key: key(WorkloadKind::DaemonSet, self),
+            labels: self.metadata.labels.clone().unwrap_or_default(),
+            annotations: self.metadata.annotations.clone().unwrap_or_default(),
+            replicas: status.and_then(|s| s.desired_number_scheduled).unwrap_or(0),
+            ready: status.and_then(|s| s.number_ready).unwrap_or(0),
+            suspended: kept_from_nodes(node_selector),
+            selector: spec.and_then(|s| s.selector.clone()),
+            match_labels: plain_labels(spec.and_then(|s| s.selector.as_ref())),
+        }
+    }
+}
+
 /// The workloads of all watched namespaces.
 #[derive(Clone)]
 pub struct Workloads {
     deployments: Cache<LeanDeployment>,
     stateful_sets: Cache<LeanStatefulSet>,
     cron_jobs: Cache<LeanCronJob>,
+    daemon_sets: Cache<LeanDaemonSet>,
 }
 
 /// Annotations that name other controllers of a workload; the rest is not kept.
@@ -241,15 +308,22 @@ impl Workloads {
             cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanStatefulSet, _>(&on_change), || {});
         let (cron_jobs, feed_cron_jobs) =
             cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanCronJob, _>(&on_change), || {});
+        let (daemon_sets, feed_daemon_sets) =
+            cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanDaemonSet, _>(&on_change), || {});
         let feed = async {
-            tokio::join!(feed_deployments, feed_stateful_sets, feed_cron_jobs);
+            tokio::join!(feed_deployments, feed_stateful_sets, feed_cron_jobs, feed_daemon_sets);
         };
-        (Self { deployments, stateful_sets, cron_jobs }, feed)
+        (Self { deployments, stateful_sets, cron_jobs, daemon_sets }, feed)
     }
 
     /// Waits until the first lists are in.
     pub async fn ready(&self) {
-        tokio::join!(self.deployments.ready(), self.stateful_sets.ready(), self.cron_jobs.ready());
+        tokio::join!(
+            self.deployments.ready(),
+            self.stateful_sets.ready(),
+            self.cron_jobs.ready(),
+            self.daemon_sets.ready()
+        );
     }
 
     /// One workload.
@@ -258,6 +332,7 @@ impl Workloads {
             WorkloadKind::Deployment => self.deployments.get(&key.namespace, &key.name).map(|w| w.view()),
             WorkloadKind::StatefulSet => self.stateful_sets.get(&key.namespace, &key.name).map(|w| w.view()),
             WorkloadKind::CronJob => self.cron_jobs.get(&key.namespace, &key.name).map(|w| w.view()),
+            WorkloadKind::DaemonSet => self.daemon_sets.get(&key.namespace, &key.name).map(|w| w.view()),
         }
     }
 
@@ -278,6 +353,7 @@ impl Workloads {
             WorkloadKind::Deployment => views(&self.deployments, namespace, labels),
             WorkloadKind::StatefulSet => views(&self.stateful_sets, namespace, labels),
             WorkloadKind::CronJob => views(&self.cron_jobs, namespace, labels),
+            WorkloadKind::DaemonSet => views(&self.daemon_sets, namespace, labels),
         }
     }
 

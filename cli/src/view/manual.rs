@@ -1,8 +1,11 @@
 //! What to do by hand when no operator reacts to a halt.
 
 use kube::ResourceExt;
-use serde_json::Value;
-use standfast_crds::v1alpha1::{TradingSystem, Workload, WorkloadKind, WorkloadRole};
+use serde_json::{Value, json};
+use standfast_crds::{
+    guardrails::{HALTED_KEY, HALTED_VALUE},
+    v1alpha1::{TradingSystem, Workload, WorkloadKind, WorkloadRole},
+};
 
 use crate::{
     cluster::Say,
@@ -48,14 +51,22 @@ fn stop(workload: &Workload, say: &Say) -> String {
         WorkloadKind::Deployment => "deployment",
         WorkloadKind::StatefulSet => "statefulset",
         WorkloadKind::CronJob => "cronjob",
+        WorkloadKind::DaemonSet => "daemonset",
     };
     let labels = workload.match_labels.iter().flatten().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
-    let suspend = r#"--type merge --patch '{"spec":{"suspend":true}}'"#;
-    match (workload.kind, &workload.name) {
-        (WorkloadKind::CronJob, Some(name)) => say.kubectl(&format!("patch cronjob {name} {suspend}")),
+    let off = match workload.kind {
+        WorkloadKind::CronJob => Some(json!({"spec": {"suspend": true}})),
+        WorkloadKind::DaemonSet => {
+            Some(json!({"spec": {"template": {"spec": {"nodeSelector": {HALTED_KEY: HALTED_VALUE}}}}}))
+        }
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet => None,
+    };
+    let off = off.map(|patch| format!("--type merge --patch '{patch}'"));
+    match (off, &workload.name) {
+        (Some(off), Some(name)) => say.kubectl(&format!("patch {kind} {name} {off}")),
         // `kubectl patch` takes no labels.
-        (WorkloadKind::CronJob, None) => {
-            let (get, patch) = (format!("get cronjob -l {} -o name", quoted(&labels)), format!("patch {suspend}"));
+        (Some(off), None) => {
+            let (get, patch) = (format!("get {kind} -l {} -o name", quoted(&labels)), format!("patch {off}"));
             format!("{} | xargs -r -n1 {}", say.kubectl(&get), say.kubectl(&patch))
         }
         (_, Some(name)) => say.kubectl(&format!("scale {kind} {name} --replicas=0")),
@@ -75,8 +86,6 @@ fn request<T: serde::Serialize>(action: &T) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::view::testing::{plain, say, system};
 
@@ -95,6 +104,16 @@ mod tests {
         }
         assert!(!text.contains("feed"), "supporting workloads are left alone: {text}");
         assert!(plain(&lines(None, "stale", &say())).contains("NOTHING IS LATCHED"));
+    }
+
+    #[test]
+    fn a_daemon_set_is_sent_to_a_node_that_there_is_not() {
+        let workload =
+            serde_json::from_value(json!({"kind": "DaemonSet", "name": "probe", "role": "Trading"})).unwrap();
+        assert_eq!(
+            stop(&workload, &say()),
+            r#"kubectl -n fx patch daemonset probe --type merge --patch '{"spec":{"template":{"spec":{"nodeSelector":{"standfast.dev/halted":"true"}}}}}'"#
+        );
     }
 
     #[test]

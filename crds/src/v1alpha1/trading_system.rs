@@ -107,6 +107,7 @@ pub enum WorkloadKind {
     Deployment,
     StatefulSet,
     CronJob,
+    DaemonSet,
 }
 
 impl WorkloadKind {
@@ -116,6 +117,15 @@ impl WorkloadKind {
             Self::Deployment => "Deployment",
             Self::StatefulSet => "StatefulSet",
             Self::CronJob => "CronJob",
+            Self::DaemonSet => "DaemonSet",
+        }
+    }
+
+    /// Whether it runs as a whole or not at all: it has no replicas.
+    pub const fn is_switched(self) -> bool {
+        match self {
+            Self::CronJob | Self::DaemonSet => true,
+            Self::Deployment | Self::StatefulSet => false,
         }
     }
 }
@@ -351,7 +361,7 @@ pub struct SqlCheck {
     pub timeout: Option<Duration>,
 }
 
-/// A workload has as many ready pods as it wants, and at least one.
+/// A workload has as many ready pods as it wants, and at least one (a DaemonSet: one on each node it is meant for).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadCheck {
@@ -617,7 +627,7 @@ pub struct WorkloadStatus {
     pub kind: WorkloadKind,
     /// Its name.
     pub name: String,
-    /// How many replicas it wants; absent for a CronJob.
+    /// How many replicas it wants; of a DaemonSet the nodes it is meant for; absent for a CronJob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
 }

@@ -47,6 +47,7 @@ pub fn data(halt: &TradingHalt, workloads: &[LatchedWorkload]) -> BTreeMap<Strin
     for workload in workloads {
         let back = match workload.kind {
             WorkloadKind::CronJob => format!("suspend={}", workload.suspended.unwrap_or(false)),
+            WorkloadKind::DaemonSet => format!("halted={}", workload.suspended.unwrap_or(false)),
             WorkloadKind::Deployment | WorkloadKind::StatefulSet => workload.replicas.unwrap_or(0).to_string(),
         };
         let key = format!("{}.{}", workload.kind, workload.name);
@@ -162,8 +163,8 @@ mod tests {
         LatchedWorkload {
             kind,
             name: name.into(),
-            replicas: (kind != WorkloadKind::CronJob).then_some(3),
-            suspended: (kind == WorkloadKind::CronJob).then_some(false),
+            replicas: (!kind.is_switched()).then_some(3),
+            suspended: kind.is_switched().then_some(false),
             match_labels: Some(labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()),
             inherited_from: None,
             suspended_jobs: vec![],
@@ -184,10 +185,12 @@ mod tests {
                 workload(WorkloadKind::Deployment, "a", &labels),
                 workload(WorkloadKind::StatefulSet, "b", &labels),
                 workload(WorkloadKind::CronJob, "c", &[]),
+                workload(WorkloadKind::DaemonSet, "d", &labels),
             ],
         );
         let expected = [
             ("CronJob.c", "suspend=false"),
+            ("DaemonSet.d", "halted=false"),
             ("Deployment.a", "3"),
             ("StatefulSet.b", "3"),
             ("halt", "stale"),

@@ -26,7 +26,7 @@ use super::{
     others::Others,
     venues::{JOB_PATIENCE, cancels_needed, judge_venue, life},
 };
-use crate::{client, scale::Size, workloads::Key};
+use crate::{client, workloads::Key};
 
 /// The longest that a list of pods may take.
 const LIST_DEADLINE: Duration = Duration::from_secs(10);
@@ -199,11 +199,7 @@ impl HaltReconciler {
             .filter_map(|w| {
                 let key = Key { namespace: namespace.into(), kind: w.kind, name: w.name.clone() };
                 let view = self.workloads.get(&key)?;
-                let size = match w.kind {
-                    WorkloadKind::CronJob => Size::Suspended(view.suspended),
-                    WorkloadKind::Deployment | WorkloadKind::StatefulSet => Size::Replicas(view.replicas),
-                };
-                view.active().then_some(ActiveWorkload { key, size })
+                view.active().then(|| ActiveWorkload { size: view.size(), key })
             })
             .collect()
     }

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::CronJob,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -235,6 +235,7 @@ impl Checker {
                     wanted: d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0),
                     ready: d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0),
                     seen: d.status.as_ref().and_then(|s| s.observed_generation) >= d.metadata.generation,
+                    least: 1,
                 })
             }
             WorkloadKind::StatefulSet => {
@@ -242,6 +243,16 @@ impl Checker {
                     wanted: s.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0),
                     ready: s.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0),
                     seen: s.status.as_ref().and_then(|s| s.observed_generation) >= s.metadata.generation,
+                    least: 1,
+                })
+            }
+            WorkloadKind::DaemonSet => {
+                Api::<DaemonSet>::namespaced(client, namespace).get_opt(&check.name).await?.map(|d| Pods::Counted {
+                    wanted: d.status.as_ref().map_or(0, |s| s.desired_number_scheduled),
+                    ready: d.status.as_ref().map_or(0, |s| s.number_ready),
+                    seen: d.status.as_ref().and_then(|s| s.observed_generation) >= d.metadata.generation,
+                    // There may be no node for it.
+                    least: 0,
                 })
             }
             WorkloadKind::CronJob => Api::<CronJob>::namespaced(client, namespace)
@@ -255,8 +266,9 @@ impl Checker {
 /// The pods of a workload.
 #[derive(Clone, Copy, Debug)]
 enum Pods {
-    /// How many it wants and how many are ready; `seen` when its controller knows of the present spec.
-    Counted { wanted: i32, ready: i32, seen: bool },
+    /// How many it wants and how many are ready, of which there must be at least so many; `seen` when its controller
+    /// knows of the present spec.
+    Counted { wanted: i32, ready: i32, seen: bool, least: i32 },
     /// They run by a schedule.
     Scheduled { suspended: bool },
 }
@@ -268,8 +280,8 @@ fn readiness(what: &str, min_ready: Option<i32>, pods: Pods) -> (CheckState, Str
         Pods::Counted { seen: false, .. } => {
             (CheckState::Failing, format!("{what} was changed and its controller has not seen it yet"))
         }
-        Pods::Counted { wanted, ready, .. } => {
-            let enough = min_ready.unwrap_or(wanted).max(1);
+        Pods::Counted { wanted, ready, least, .. } => {
+            let enough = min_ready.unwrap_or(wanted).max(least);
             let state = if ready >= enough { CheckState::Passing } else { CheckState::Failing };
             (state, format!("{what}: {ready} pods ready, wanted at least {enough}"))
         }
@@ -394,8 +406,12 @@ mod tests {
         #[case] ready: i32,
         #[case] state: CheckState,
     ) {
-        assert_eq!(readiness("Deployment t/bot", min, Pods::Counted { wanted, ready, seen: true }).0, state);
-        let unseen = Pods::Counted { wanted, ready, seen: false };
+        let pods = |seen, least| Pods::Counted { wanted, ready, seen, least };
+        assert_eq!(readiness("Deployment t/bot", min, pods(true, 1)).0, state);
+        let without_node = (wanted, min) == (0, None);
+        let of_daemon_set = if without_node { CheckState::Passing } else { state };
+        assert_eq!(readiness("DaemonSet t/bot", min, pods(true, 0)).0, of_daemon_set);
+        let unseen = pods(false, 1);
         assert_eq!(readiness("Deployment t/bot", min, unseen).0, CheckState::Failing);
     }
 

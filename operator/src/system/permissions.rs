@@ -143,6 +143,10 @@ fn needed(spec: &TradingSystemSpec, trading: &[View]) -> Vec<Permission> {
         wanted.push(Permission::new("list", "batch", "jobs", ""));
         wanted.push(Permission::new("patch", "batch", "jobs", ""));
     }
+    if has(WorkloadKind::DaemonSet) {
+        wanted.push(Permission::new("get", "apps", "daemonsets", ""));
+        wanted.push(Permission::new("patch", "apps", "daemonsets", ""));
+    }
     if !spec::jobs(spec).is_empty() {
         wanted.push(Permission::new("create", "batch", "jobs", ""));
     }
@@ -167,6 +171,7 @@ mod tests {
             "workloads": [
                 {"kind": "Deployment", "name": "bot", "role": "Trading"},
                 {"kind": "CronJob", "name": "rebalance", "role": "Trading"},
+                {"kind": "DaemonSet", "name": "probe", "role": "Trading"},
             ],
             "venues": [{
                 "name": "alpaca",
@@ -181,6 +186,7 @@ mod tests {
         for needed in [
             "patch deployments/scale",
             "patch cronjobs",
+            "patch daemonsets",
             "patch jobs",
             "create jobs",
             "get secrets",

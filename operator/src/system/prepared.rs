@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::{StreamExt, stream};
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, StatefulSet},
         autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::CronJob,
         core::v1::Service,
@@ -207,7 +207,7 @@ impl Surveyor {
         let reads = trading.iter().map(|view| async move {
             let object = whole(&self.client, &view.key).await?;
             // It may have gone since the cache was read, which is told when the cache has seen it.
-            Ok(object.map(|object| (&view.key, git_manager(&object), template_labels(&object))))
+            Ok(object.map(|object| (&view.key, git_manager(view.key.kind, &object), template_labels(&object))))
         });
         for read in some_at_once(reads).await {
             match read {
@@ -275,6 +275,7 @@ async fn whole(client: &Client, key: &Key) -> Result<Option<DynamicObject>, Stri
         WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
         WorkloadKind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
         WorkloadKind::CronJob => ApiResource::erase::<CronJob>(&()),
+        WorkloadKind::DaemonSet => ApiResource::erase::<DaemonSet>(&()),
     };
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
     read(&format!("reading {key}"), api.get_opt(&key.name)).await
@@ -399,8 +400,8 @@ fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
     hosts.into_values().collect()
 }
 
-fn git_manager(object: &DynamicObject) -> Option<String> {
-    coexistence::git_manager(object.metadata.managed_fields.as_deref()?).map(str::to_owned)
+fn git_manager(kind: WorkloadKind, object: &DynamicObject) -> Option<String> {
+    coexistence::git_manager(kind, object.metadata.managed_fields.as_deref()?).map(str::to_owned)
 }
 
 /// The labels of the pods that a workload makes.
@@ -421,7 +422,7 @@ fn git_problem(manager: &str, keys: &[Key]) -> Problem {
         "GitOpsConflict",
         format!(
             "{manager} sets the size of {first}{more}: while halted its whole sync would be refused; take \
-             spec.replicas (of a CronJob: suspend) out of the manifests"
+             spec.replicas (of a CronJob: suspend; of a DaemonSet: nodeSelector, for nodeAffinity) out of the manifests"
         ),
     )
 }
