@@ -6,17 +6,9 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{
-    api::{
-        apps::v1::{DaemonSet, Deployment, StatefulSet},
-        autoscaling::v1::Scale,
-        batch::v1::CronJob,
-    },
-    serde::de::DeserializeOwned,
-};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{DynamicObject, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use standfast_crds::{
@@ -26,7 +18,8 @@ use standfast_crds::{
 
 use crate::{
     client::{self, ApiError, Class},
-    workloads::{self, Key},
+    kinds::Kinds,
+    workloads::Key,
 };
 
 /// The field manager of every change of a workload.
@@ -68,7 +61,7 @@ impl ScaleError {
 /// Whether a workload may run pods, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// Replicas of a Deployment or StatefulSet.
+    /// Replicas of a kind that has them.
     Replicas(i32),
     /// Whether a CronJob is suspended, or a DaemonSet kept from all nodes.
     Suspended(bool),
@@ -84,33 +77,30 @@ impl Size {
 /// Sends calls for one workload.
 pub struct Scaler {
     client: Client,
+    kinds: Kinds,
 }
 
 impl Scaler {
-    /// Uses this client for all calls.
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    /// Uses this client for all calls, for workloads of these kinds beside the built-in ones.
+    pub fn new(client: Client, kinds: &Kinds) -> Self {
+        Self { client, kinds: kinds.clone() }
     }
 
     /// Reads the size live.
     pub async fn read(&self, key: &Key) -> Result<(Size, String), ScaleError> {
-        match key.kind {
-            WorkloadKind::Deployment => scale_size(look(key, self.api::<Deployment>(key).get_scale(&key.name)).await?),
-            WorkloadKind::StatefulSet => {
-                scale_size(look(key, self.api::<StatefulSet>(key).get_scale(&key.name)).await?)
-            }
-            WorkloadKind::CronJob => {
-                let job = look(key, self.api::<CronJob>(key).get(&key.name)).await?;
-                let suspended = job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false);
-                Ok((Size::Suspended(suspended), job.resource_version().unwrap_or_default()))
-            }
-            WorkloadKind::DaemonSet => {
-                let set = look(key, self.api::<DaemonSet>(key).get(&key.name)).await?;
-                let pods = set.spec.as_ref().and_then(|s| s.template.spec.as_ref());
-                let kept = workloads::kept_from_nodes(pods.and_then(|p| p.node_selector.as_ref()));
-                Ok((Size::Suspended(kept), set.resource_version().unwrap_or_default()))
-            }
+        let api = self.api(key)?;
+        if !key.kind.is_switched() {
+            let scale = look(key, api.get_scale(&key.name)).await?;
+            let replicas = scale.spec.and_then(|s| s.replicas).unwrap_or(0);
+            return Ok((Size::Replicas(replicas), scale.metadata.resource_version.unwrap_or_default()));
         }
+        let object = look(key, api.get(&key.name)).await?;
+        let suspended = if key.kind == WorkloadKind::DaemonSet {
+            object.data.pointer(&halted_label()).is_some_and(|v| v == HALTED_VALUE)
+        } else {
+            object.data.pointer("/spec/suspend").is_some_and(|v| v == true)
+        };
+        Ok((Size::Suspended(suspended), object.resource_version().unwrap_or_default()))
     }
 
     /// Stops the workload if its size is still `from`.
@@ -184,27 +174,17 @@ impl Scaler {
             serde_json::from_value(operations).map_err(|e| ScaleError::Failed(key.clone(), e.to_string()))?;
         let patch = Patch::Json::<()>(operations);
         let params = PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        match key.kind {
-            WorkloadKind::Deployment => {
-                change(key, self.api::<Deployment>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
-            }
-            WorkloadKind::StatefulSet => {
-                change(key, self.api::<StatefulSet>(key).patch_scale(&key.name, &params, &patch)).await.map(drop)
-            }
-            WorkloadKind::CronJob => {
-                change(key, self.api::<CronJob>(key).patch(&key.name, &params, &patch)).await.map(drop)
-            }
-            WorkloadKind::DaemonSet => {
-                change(key, self.api::<DaemonSet>(key).patch(&key.name, &params, &patch)).await.map(drop)
-            }
+        let api = self.api(key)?;
+        if key.kind.is_switched() {
+            change(key, api.patch(&key.name, &params, &patch)).await.map(drop)
+        } else {
+            change(key, api.patch_scale(&key.name, &params, &patch)).await.map(drop)
         }
     }
 
-    fn api<K>(&self, key: &Key) -> Api<K>
-    where
-        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()> + DeserializeOwned,
-    {
-        Api::namespaced(self.client.clone(), &key.namespace)
+    fn api(&self, key: &Key) -> Result<Api<DynamicObject>, ScaleError> {
+        let resource = self.kinds.resource(key.kind).map_err(|why| ScaleError::Failed(key.clone(), why))?;
+        Ok(Api::namespaced_with(self.client.clone(), &key.namespace, &resource))
     }
 }
 
@@ -214,11 +194,6 @@ const NODE_SELECTOR: &str = "/spec/template/spec/nodeSelector";
 /// The label that no node has, as a JSON Pointer.
 fn halted_label() -> String {
     format!("{NODE_SELECTOR}/{}", HALTED_KEY.replace('/', "~1"))
-}
-
-fn scale_size(scale: Scale) -> Result<(Size, String), ScaleError> {
-    let replicas = scale.spec.and_then(|s| s.replicas).unwrap_or(0);
-    Ok((Size::Replicas(replicas), scale.metadata.resource_version.unwrap_or_default()))
 }
 
 async fn look<T>(key: &Key, call: impl Future<Output = kube::Result<T>>) -> Result<T, ScaleError> {

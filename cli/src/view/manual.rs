@@ -47,11 +47,10 @@ pub fn lines(system: Option<&TradingSystem>, halt: &str, say: &Say) -> Vec<Line>
 }
 
 fn stop(workload: &Workload, say: &Say) -> String {
-    let kind = match workload.kind {
-        WorkloadKind::Deployment => "deployment",
-        WorkloadKind::StatefulSet => "statefulset",
-        WorkloadKind::CronJob => "cronjob",
-        WorkloadKind::DaemonSet => "daemonset",
+    let kind = match (workload.kind, workload.api_version.as_deref().and_then(|v| v.split_once('/'))) {
+        // As kubectl takes it: kind, version, group.
+        (kind @ WorkloadKind::Scalable(_), Some((group, version))) => format!("{kind}.{version}.{group}"),
+        (kind, _) => kind.as_str().to_lowercase(),
     };
     let labels = workload.match_labels.iter().flatten().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
     let off = match workload.kind {
@@ -59,7 +58,7 @@ fn stop(workload: &Workload, say: &Say) -> String {
         WorkloadKind::DaemonSet => {
             Some(json!({"spec": {"template": {"spec": {"nodeSelector": {HALTED_KEY: HALTED_VALUE}}}}}))
         }
-        WorkloadKind::Deployment | WorkloadKind::StatefulSet => None,
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::Scalable(_) => None,
     };
     let off = off.map(|patch| format!("--type merge --patch '{patch}'"));
     match (off, &workload.name) {
@@ -114,6 +113,14 @@ mod tests {
             stop(&workload, &say()),
             r#"kubectl -n fx patch daemonset probe --type merge --patch '{"spec":{"template":{"spec":{"nodeSelector":{"standfast.dev/halted":"true"}}}}}'"#
         );
+    }
+
+    #[test]
+    fn a_kind_that_is_not_built_in_is_named_with_its_group() {
+        let workload =
+            json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "bot", "role": "Trading"});
+        let command = stop(&serde_json::from_value(workload).unwrap(), &say());
+        assert_eq!(command, "kubectl -n fx scale Rollout.v1alpha1.argoproj.io bot --replicas=0");
     }
 
     #[test]

@@ -2,15 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{
-    api::{
-        apps::v1::{DaemonSet, Deployment, StatefulSet},
-        batch::v1::CronJob,
-    },
-    apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
-    jiff::Timestamp,
-};
-use kube::{Api, ResourceExt, core::PartialObjectMeta};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry, jiff::Timestamp};
+use kube::{Api, ResourceExt, api::DynamicObject};
 use standfast_crds::v1alpha1::{
     TradingHalt, TradingHaltStatus, WorkloadKind, halt_conditions as c, is_true, set_condition,
 };
@@ -30,7 +23,7 @@ const SHOWN: Duration = Duration::from_secs(600);
 pub fn manager(fields: &[ManagedFieldsEntry], kind: WorkloadKind) -> Option<&str> {
     let field = match kind {
         WorkloadKind::CronJob => "/f:spec/f:suspend",
-        WorkloadKind::Deployment | WorkloadKind::StatefulSet => "/f:spec/f:replicas",
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::Scalable(_) => "/f:spec/f:replicas",
         // As a whole: who takes one label out of it sets it. Nobody is recorded if nothing is left.
         WorkloadKind::DaemonSet => "/f:spec/f:template/f:spec/f:nodeSelector",
     };
@@ -84,26 +77,9 @@ impl HaltReconciler {
     }
 
     async fn who_raised(&self, key: &Key) -> String {
-        async fn fields<K>(client: kube::Client, key: &Key) -> kube::Result<Vec<ManagedFieldsEntry>>
-        where
-            K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
-                + Clone
-                + std::fmt::Debug
-                + serde::de::DeserializeOwned,
-        {
-            let meta: PartialObjectMeta<K> =
-                Api::<K>::namespaced(client, &key.namespace).get_metadata(&key.name).await?;
-            Ok(meta.managed_fields().to_vec())
-        }
-        let api = self.client.clone();
-        let read = async {
-            match key.kind {
-                WorkloadKind::Deployment => fields::<Deployment>(api, key).await,
-                WorkloadKind::StatefulSet => fields::<StatefulSet>(api, key).await,
-                WorkloadKind::CronJob => fields::<CronJob>(api, key).await,
-                WorkloadKind::DaemonSet => fields::<DaemonSet>(api, key).await,
-            }
-        };
+        let Ok(resource) = self.workloads.kinds().resource(key.kind) else { return "somebody".into() };
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
+        let read = async { Ok(api.get_metadata(&key.name).await?.managed_fields().to_vec()) };
         match client::read(EFFECT_DEADLINE, format!("reading the field managers of {key}"), read).await {
             Ok(fields) => match manager(&fields, key.kind) {
                 Some(manager) => format!("field manager {manager}"),

@@ -76,7 +76,7 @@ impl HaltReconciler {
         let namespace = halt.namespace().unwrap_or_default();
         let begun = Timestamp::now();
         let latch_name = latch::name(&halt.name_any());
-        let data = latch::data(halt, &status.workloads);
+        let data = latch::data(halt, &status.workloads, self.workloads.kinds());
         let (jobs, latch_written) = tokio::join!(
             self.unfinished_jobs(&namespace, &status.workloads),
             self.latches.written(&namespace, &latch_name, &data)
@@ -185,11 +185,13 @@ impl HaltReconciler {
         let too_many = (left > 0).then(|| {
             format!("{left} trading workloads are not latched: a halt holds at most {WORKLOAD_LIMIT}; split the TradingSystem")
         });
+        // What is not listed any more is not seen any more, and is not stopped for that.
+        let kinds = status.workloads.iter().filter_map(|w| self.workloads.kinds().resource(w.kind).err());
         let unknown = |v: &&Venue| !status.venues.iter().any(|known| known.name == v.name);
         let venues = system.spec.venues.iter().filter(unknown).map(|v| {
             format!("venue {} is not covered: a halt covers at most {VENUE_LIMIT}, with those it had before", v.name)
         });
-        missing.chain(too_many).chain(venues).collect()
+        kinds.chain(missing).chain(too_many).chain(venues).collect()
     }
 
     /// Workloads of the halt that are not stopped, as the cache sees them.

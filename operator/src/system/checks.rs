@@ -5,9 +5,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::CronJob,
+    core::v1::Pod,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Api, Client};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, ListParams},
+};
 use standfast_crds::v1alpha1::{
     Check, CheckState, Duration, Expectation, HttpCheck, HttpRequest, PrometheusCheck, SqlCheck, SqlView, TcpCheck,
     WorkloadCheck, WorkloadKind, shorten,
@@ -24,7 +28,9 @@ use crate::{
         document::{Document, Scalar},
         expect,
     },
+    kinds::{Kinds, Scalable},
     outbound::{Call, CallError, Reply, connect::Connector, guard},
+    workloads::parse_selector,
 };
 
 /// The longest that reading a workload may take.
@@ -38,6 +44,7 @@ pub struct Checker {
     caller: Caller,
     databases: Databases,
     client: ClientHandle,
+    kinds: Kinds,
 }
 
 #[derive(Clone)]
@@ -52,8 +59,8 @@ impl std::fmt::Debug for ClientHandle {
 impl Checker {
     /// HTTP checks are asked with `caller`, SQL checks with `databases`, which knows the way to ports too; `client`
     /// reads workloads and runs Jobs.
-    pub fn new(caller: Caller, databases: Databases, client: Client) -> Self {
-        Self { caller, databases, client: ClientHandle(client) }
+    pub fn new(caller: Caller, databases: Databases, client: Client, kinds: Kinds) -> Self {
+        Self { caller, databases, client: ClientHandle(client), kinds }
     }
 
     /// What reads workloads and runs Jobs.
@@ -255,12 +262,44 @@ impl Checker {
                     least: 0,
                 })
             }
+            WorkloadKind::Scalable(_) => match self.kinds.get(check.kind) {
+                Some(kind) => counted(client, namespace, kind, &check.name).await?,
+                None => None,
+            },
             WorkloadKind::CronJob => Api::<CronJob>::namespaced(client, namespace)
                 .get_opt(&check.name)
                 .await?
                 .map(|c| Pods::Scheduled { suspended: c.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false) }),
         })
     }
+}
+
+/// The pods of a workload that has a scale subresource, which does not tell how many are ready.
+async fn counted(client: Client, namespace: &str, kind: &Scalable, name: &str) -> kube::Result<Option<Pods>> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource());
+    let scale = match api.get_scale(name).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+        scale => scale?,
+    };
+    let selector = scale.status.and_then(|s| s.selector).unwrap_or_default();
+    let mut ready = 0;
+    if parse_selector(&selector).is_some() {
+        let list = ListParams::default().labels(&selector);
+        let pods = Api::<Pod>::namespaced(client, namespace).list(&list).await?.items;
+        ready = pods.iter().filter(|p| is_ready(p)).count();
+    }
+    Ok(Some(Pods::Counted {
+        wanted: scale.spec.and_then(|s| s.replicas).unwrap_or(0),
+        ready: ready.try_into().unwrap_or(i32::MAX),
+        seen: true,
+        least: 1,
+    }))
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// The pods of a workload.

@@ -114,7 +114,7 @@ pub(super) fn git_manager(kind: WorkloadKind, fields: &[ManagedFieldsEntry]) -> 
                 !match kind {
                     WorkloadKind::CronJob => &spec["f:suspend"],
                     WorkloadKind::DaemonSet => &spec["f:template"]["f:spec"]["f:nodeSelector"],
-                    WorkloadKind::Deployment | WorkloadKind::StatefulSet => &spec["f:replicas"],
+                    _ => &spec["f:replicas"],
                 }
                 .is_null()
             })
