@@ -57,12 +57,14 @@ impl GuardrailState {
 
     /// Reason and message for a condition, unless everything is as it should be.
     pub fn problem(&self) -> Option<(&'static str, String)> {
-        let repair = "install the standfast-crds chart again, with the scalableKinds of the chart standfast";
+        let repair = "install the standfast-crds chart again";
         match self {
             Self::Intact => None,
             Self::Missing(names) => Some(("GuardrailsMissing", format!("{} not found: {repair}", names.join(", ")))),
             Self::Edited(names) => {
-                Some(("GuardrailsEdited", format!("{} differ from what was shipped: {repair}", names.join(", "))))
+                let kinds = "with the scalableKinds of the chart standfast";
+                let names = names.join(", ");
+                Some(("GuardrailsEdited", format!("{names} differ from what was shipped: {repair}, {kinds}")))
             }
             Self::Unknown(why) => Some(("GuardrailsUnknown", why.clone())),
         }

@@ -63,6 +63,10 @@ const HOME: &str = "standfast-system";
     Some("/selectorPath")
 )]
 #[case(r#"{"group": "a.io", "version": "v1", "kind": "A"}"#, Some("plural"))]
+#[case(
+    r#"{"group": "a.io", "version": "v1", "kind": "ANameThatIsLongerThanAnyOfThoseThatAreKnown", "plural": "as"}"#,
+    Some("/kind")
+)]
 fn kinds_are_those_of_the_operator(#[case] kind: &str, #[case] refused: Option<&str>) -> Result<()> {
     let setting = format!("scalableKinds=[{kind}]");
     let (operator, guardrails) = (template(HOME, &[&setting])?, definitions(&[&setting])?);
