@@ -13,6 +13,11 @@ pub const LATCH_LABEL: &str = "standfast.dev/latch";
 pub const LATCH_ENABLED: &str = "enabled";
 /// Value of [`LATCH_LABEL`] on a ConfigMap that is a held latch.
 pub const LATCH_HELD: &str = "held";
+/// Key of the node selector that keeps a halted DaemonSet from all nodes: no node has such a label. Its value is
+/// [`HALTED_VALUE`].
+pub const HALTED_KEY: &str = "standfast.dev/halted";
+/// Value of [`HALTED_KEY`].
+pub const HALTED_VALUE: &str = "true";
 /// Name of the policy (and of its binding) that refuses to raise what a latch names.
 pub const LATCH_POLICY: &str = "standfast-latch";
 /// Name of the policy (and of its binding) that makes `requestedBy` the user of the request.

@@ -124,6 +124,14 @@ fn ended(container: &Container, exit_code: i32, message: &str) -> Value {
             "exitCode": exit_code, "message": message, "finishedAt": Timestamp::now()}}}]}})
 }
 
+/// The node that a DaemonSet's pod is made for.
+fn meant_for(pod: &Pod) -> Option<&str> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    let mut fields = terms.iter().flat_map(|t| t.match_fields.iter().flatten());
+    Some(fields.find(|f| f.key == "metadata.name")?.values.as_ref()?.first()?)
+}
+
 impl Kubelet {
     async fn run(self) {
         let events = watcher(self.pods.clone(), watcher::Config::default()).default_backoff();
@@ -172,7 +180,7 @@ impl Kubelet {
         match need {
             Need::Bind => {
                 let target = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
-                    "target": {"kind": "Node", "name": "pretended"}});
+                    "target": {"kind": "Node", "name": meant_for(pod).unwrap_or("pretended")}});
                 let params = PostParams::default();
                 let _ = self.pods.create_subresource::<_, serde_json::Value>("binding", name, &params, &target).await;
             }

@@ -27,6 +27,7 @@ use standfast_operator::{
     args::Scope,
     client::Clients,
     events::Events,
+    kinds::Kinds,
     leader::Leadership,
     metrics::Metrics,
     outbound::{
@@ -58,6 +59,8 @@ pub struct World {
     pub venue_url: String,
     /// Runs its pods.
     pub node: Node,
+    /// Kinds beside the built-in ones that its operators are told of.
+    pub kinds: Kinds,
     plane: Arc<ControlPlane>,
 }
 
@@ -77,6 +80,7 @@ impl World {
             namespace,
             venue_url: venue.url(),
             venue,
+            kinds: Kinds::default(),
             plane: Arc::clone(plane),
         };
         world
@@ -424,7 +428,7 @@ impl World {
         events: impl FnOnce(&Client) -> Events + Send + 'static,
     ) -> Result<Operator> {
         let config = self.plane.config().await?;
-        let namespace = self.namespace.clone();
+        let (namespace, kinds) = (self.namespace.clone(), self.kinds.clone());
         let (ready, started) = mpsc::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.spawn(async move {
@@ -439,6 +443,7 @@ impl World {
                     transport,
                     connector,
                     scope: Scope::Namespaces(vec![namespace]),
+                    kinds,
                     metrics: Metrics::new(),
                     watchdog: Watchdog::new(),
                     halt_concurrency: 16,

@@ -21,6 +21,7 @@ use crate::{
     guardrails::Guardrails,
     halt::{Caches, HaltReconciler, PROOF_LIFE, group},
     held,
+    kinds::Kinds,
     leader::Leadership,
     metrics::Metrics,
     outbound::{Transport, connect::Connector},
@@ -42,6 +43,8 @@ pub struct Parts {
     pub connector: Connector,
     /// What is watched.
     pub scope: Scope,
+    /// Kinds beside the built-in ones that can be halted.
+    pub kinds: Kinds,
     /// Counts.
     pub metrics: Metrics,
     /// Misses what does not make progress.
@@ -259,7 +262,7 @@ pub fn warm(parts: &Parts) -> Warm {
                 }
             }
         };
-        let (workloads, feed) = Workloads::open(client, &parts.scope, on_change);
+        let (workloads, feed) = Workloads::open(client, &parts.scope, &parts.kinds, on_change);
         feeds.spawn(feed);
         workloads
     };
@@ -292,12 +295,12 @@ impl Warm {
     pub async fn lead(self, parts: Parts, leadership: Leadership) -> Result<Never, Ended> {
         let Self { caches, halts, systems, resumes, approvals, mut deleted, mut feeds } = self;
         let client = parts.clients.api.clone();
-        let guardrails = Guardrails::new(client.clone());
+        let guardrails = Guardrails::new(client.clone(), &parts.kinds);
         let metrics = &parts.metrics;
         let caller = Arc::new(Caller::new(Arc::clone(&parts.transport), client.clone(), metrics.clone()));
         let databases = Databases::new(client.clone(), parts.connector.clone(), vec![])
             .map_err(|e| Ended(format!("TLS for databases cannot be set up: {e}")))?;
-        let checker = Checker::new((*caller).clone(), databases, client.clone());
+        let checker = Checker::new((*caller).clone(), databases, client.clone(), parts.kinds.clone());
         let halting = Arc::new(HaltReconciler::new(
             (parts.clients.halt.clone(), parts.clients.turns.clone()),
             Arc::new(Caller::signing_with(

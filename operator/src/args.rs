@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, ffi::OsString, fmt, net::SocketAddr, str::FromS
 use clap::{CommandFactory, Parser, ValueEnum, builder::NonEmptyStringValueParser, error::ErrorKind};
 use ipnet::IpNet;
 
+use crate::kinds::Kinds;
+
 /// Halts trading systems in an emergency, proves it, and resumes them.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "standfast", version)]
@@ -48,6 +50,11 @@ pub struct Args {
     /// Networks that calls may not reach, separated by commas
     #[arg(long, env = "STANDFAST_DENY_CIDRS", default_value = "", hide_default_value = true)]
     pub deny_cidrs: Cidrs,
+
+    /// Further kinds that can be halted, each as group/version/Kind/plural, separated by commas; with
+    /// :.status.path where their pods are not selected by .status.selector
+    #[arg(long, env = "STANDFAST_SCALABLE_KINDS", default_value = "", hide_default_value = true)]
+    pub scalable_kinds: Kinds,
 
     /// DNS domain of the cluster's services
     #[arg(long, env = "STANDFAST_CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = dns_subdomain)]
@@ -147,7 +154,7 @@ impl FromStr for Cidrs {
 }
 
 /// The parts of a list with commas; none when it is empty.
-fn parts(text: &str) -> Result<impl Iterator<Item = &str>, String> {
+pub fn parts(text: &str) -> Result<impl Iterator<Item = &str>, String> {
     let text = text.trim();
     let parts = text.split(',').map(str::trim);
     if !text.is_empty() && parts.clone().any(str::is_empty) {
@@ -175,7 +182,8 @@ fn dns_label(text: &str) -> Result<String, String> {
     ))
 }
 
-fn dns_subdomain(text: &str) -> Result<String, String> {
+/// A name of one or more parts with dots between them.
+pub fn dns_subdomain(text: &str) -> Result<String, String> {
     if text.len() <= 253 && text.split('.').all(label) {
         return Ok(text.to_owned());
     }

@@ -19,7 +19,7 @@ use kube::{
     core::NamespaceResourceScope,
     runtime::{
         WatchStreamExt,
-        reflector::{ObjectRef, Store, store, store::Writer},
+        reflector::{ObjectRef, Store, store::Writer},
         watcher::{self, Event},
     },
 };
@@ -76,6 +76,7 @@ where
     K::DynamicType: Hash + Eq,
 {
     store: Store<K>,
+    kind: K::DynamicType,
 }
 
 impl<K> Clone for Cache<K>
@@ -84,17 +85,18 @@ where
     K::DynamicType: Hash + Eq + Clone,
 {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone() }
+        Self { store: self.store.clone(), kind: self.kind.clone() }
     }
 }
 
 impl<K> Cache<K>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Send + Sync + 'static,
+    K: Resource + Clone + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone,
 {
     /// The object of this name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        self.store.get(&ObjectRef::new(name).within(namespace))
+        self.store.get(&ObjectRef::new_with(name, self.kind.clone()).within(namespace))
     }
 
     /// All objects of a namespace.
@@ -137,11 +139,12 @@ where
 {
     /// A cache of these objects that nothing feeds.
     pub fn holding(objects: impl IntoIterator<Item = K>) -> Self {
-        let (store, mut writer) = store();
+        let mut writer = Writer::default();
+        let store = writer.as_reader();
         writer.apply_watcher_event(&Event::Init);
         objects.into_iter().for_each(|object| writer.apply_watcher_event(&Event::InitApply(object)));
         writer.apply_watcher_event(&Event::InitDone);
-        Self { store }
+        Self { store, kind: () }
     }
 }
 
@@ -172,19 +175,36 @@ where
         + Sync
         + 'static,
 {
-    let (reader, mut writer) = store::<K>();
+    open_of((), apis(scope, client), feed, watchdog, lean, on_change, on_stale)
+}
+
+/// The same for objects of a kind that is not known before the operator runs, from these places.
+pub fn open_of<K>(
+    kind: K::DynamicType,
+    apis: Vec<(Option<String>, Api<K>)>,
+    feed: Feed,
+    watchdog: Option<&Watchdog>,
+    lean: impl Fn(&mut K) + Send + 'static,
+    on_change: impl Fn(Change<'_, K>) + Send + 'static,
+    on_stale: impl Fn() + Send + 'static,
+) -> (Cache<K>, impl Future<Output = ()> + Send + 'static)
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone + Send + Sync,
+{
+    let mut writer = Writer::<K>::new(kind.clone());
+    let reader = writer.as_reader();
     // The store becomes ready when every watch has delivered its first list.
     writer.apply_watcher_event(&Event::Init);
-    let cache = Cache { store: reader.clone() };
-    let apis = apis::<K>(scope, client);
+    let cache = Cache { store: reader.clone(), kind: kind.clone() };
     let watchdog = watchdog.cloned();
-    let mut feeder = Feeder { writer, reader, waiting: apis.len(), lean, on_change };
+    let mut feeder = Feeder { writer, reader, kind: kind.clone(), waiting: apis.len(), lean, on_change };
     let drive = async move {
         let config = watcher::Config::default().timeout(feed.watch_timeout).page_size(500);
         let mut inputs = SelectAll::new();
         for (namespace, api) in apis {
             if let Some(every) = feed.poll {
-                let heartbeat = watchdog.as_ref().map(|w| w.watch(format!("lists of {}", K::kind(&())), STUCK));
+                let heartbeat = watchdog.as_ref().map(|w| w.watch(format!("lists of {}", K::kind(&kind)), STUCK));
                 inputs.push(poll(api.clone(), every, heartbeat).boxed());
             }
             let watch = watcher::watcher(api, config.clone()).default_backoff();
@@ -194,7 +214,7 @@ where
         while let Some(input) = inputs.next().await {
             match input {
                 Input::Watch(_, Err(error)) => {
-                    tracing::warn!(kind = %K::kind(&()), %error, "a watch failed and is begun again");
+                    tracing::warn!(kind = %K::kind(&kind), %error, "a watch failed and is begun again");
                 }
                 Input::Watch(scope, Ok(Event::Init)) => {
                     lists.retain(|(s, _)| *s != scope);
@@ -214,7 +234,7 @@ where
                 Input::Watch(_, Ok(Event::Delete(object))) => feeder.delete(object),
                 Input::Poll(objects) if feeder.started() => {
                     for object in objects {
-                        let known = feeder.reader.get(&ObjectRef::from_obj(&object));
+                        let known = feeder.reader.get(&ObjectRef::from_obj_with(&object, kind.clone()));
                         if known.is_none_or(|k| newer(&object, &k)) {
                             on_stale();
                             feeder.apply(object);
@@ -230,10 +250,12 @@ where
 
 struct Feeder<K, L, C>
 where
-    K: Resource<DynamicType = ()> + Clone + 'static,
+    K: Resource + Clone + 'static,
+    K::DynamicType: Hash + Eq + Clone,
 {
     writer: Writer<K>,
     reader: Store<K>,
+    kind: K::DynamicType,
     /// Watches whose first list is not in yet.
     waiting: usize,
     lean: L,
@@ -242,7 +264,8 @@ where
 
 impl<K, L, C> Feeder<K, L, C>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + 'static,
+    K: Resource + Clone + 'static,
+    K::DynamicType: Hash + Eq + Clone,
     L: Fn(&mut K),
     C: Fn(Change<'_, K>),
 {
@@ -252,7 +275,7 @@ where
 
     fn apply(&mut self, mut new: K) {
         (self.lean)(&mut new);
-        let old = self.reader.get(&ObjectRef::from_obj(&new));
+        let old = self.reader.get(&ObjectRef::from_obj_with(&new, self.kind.clone()));
         let event = if self.started() { Event::Apply(new.clone()) } else { Event::InitApply(new.clone()) };
         self.writer.apply_watcher_event(&event);
         (self.on_change)(Change::Applied(old.as_deref(), &new));

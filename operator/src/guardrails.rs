@@ -25,6 +25,8 @@ use standfast_crds::guardrails::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
+use crate::kinds::Kinds;
+
 /// The longest that one call may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long an answer is good.
@@ -60,7 +62,9 @@ impl GuardrailState {
             Self::Intact => None,
             Self::Missing(names) => Some(("GuardrailsMissing", format!("{} not found: {repair}", names.join(", ")))),
             Self::Edited(names) => {
-                Some(("GuardrailsEdited", format!("{} differ from what was shipped: {repair}", names.join(", "))))
+                let kinds = "with the scalableKinds of the chart standfast";
+                let names = names.join(", ");
+                Some(("GuardrailsEdited", format!("{names} differ from what was shipped: {repair}, {kinds}")))
             }
             Self::Unknown(why) => Some(("GuardrailsUnknown", why.clone())),
         }
@@ -68,7 +72,7 @@ impl GuardrailState {
 }
 
 /// One policy or binding as it was shipped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Shipped {
     kind: &'static str,
     name: String,
@@ -104,6 +108,16 @@ fn shipped(manifest: &str) -> Result<Vec<Shipped>, String> {
             Ok(Shipped { kind, name, spec: normal(document["spec"].clone()) })
         })
         .collect()
+}
+
+/// The policies and bindings as they are shipped where these kinds are listed: the latch has a rule more for each.
+fn shipped_with(kinds: &Kinds) -> Result<Vec<Shipped>, String> {
+    let mut all = SHIPPED.clone()?;
+    let latch = all.iter_mut().filter(|s| s.kind == POLICY && s.name == LATCH_POLICY);
+    for rules in latch.filter_map(|s| s.spec.pointer_mut("/matchConstraints/resourceRules")?.as_array_mut()) {
+        rules.extend(kinds.rules());
+    }
+    Ok(all)
 }
 
 /// `spec` with the defaults of the API server filled in, and without what says nothing: null, empty lists and maps.
@@ -217,9 +231,9 @@ struct Inspection {
 }
 
 /// Reads all policies and bindings live and compares them with the built-in copy.
-async fn inspect(client: &Client) -> Inspection {
+async fn inspect(client: &Client, shipped: &Result<Vec<Shipped>, String>) -> Inspection {
     let unknown = |error| Inspection { state: GuardrailState::Unknown(error), names_true_since: None };
-    let shipped = match &*SHIPPED {
+    let shipped = match shipped {
         Ok(shipped) => shipped,
         Err(error) => return unknown(error.clone()),
     };
@@ -268,13 +282,14 @@ pub fn namespace_excluded(namespace: &str) -> bool {
 #[derive(Clone)]
 pub struct Guardrails {
     client: Client,
+    shipped: Arc<Result<Vec<Shipped>, String>>,
     last: Arc<Mutex<Option<(Instant, Inspection)>>>,
 }
 
 impl Guardrails {
-    /// Reads with this client.
-    pub fn new(client: Client) -> Self {
-        Self { client, last: Arc::default() }
+    /// Reads with this client. These kinds are listed in both charts.
+    pub fn new(client: Client, kinds: &Kinds) -> Self {
+        Self { client, shipped: Arc::new(shipped_with(kinds)), last: Arc::default() }
     }
 
     /// The state, at most 25 s old.
@@ -291,13 +306,13 @@ impl Guardrails {
                 return found.clone();
             }
         }
-        let found = inspect(&self.client).await;
+        let found = inspect(&self.client, &self.shipped).await;
         *last = Some((Instant::now(), found.clone()));
         found
     }
 
     async fn now(&self) -> Inspection {
-        let found = inspect(&self.client).await;
+        let found = inspect(&self.client, &self.shipped).await;
         *self.last.lock().await = Some((Instant::now(), found.clone()));
         found
     }

@@ -13,6 +13,7 @@ pub mod events;
 pub mod guardrails;
 pub mod halt;
 pub mod jobs;
+pub mod kinds;
 pub mod leader;
 pub mod metrics;
 pub mod outbound;

@@ -84,6 +84,7 @@ async fn run(args: Args) -> Result<()> {
         transport,
         connector: connector()?,
         scope: args.watch_namespaces.clone(),
+        kinds: args.scalable_kinds.clone(),
         events: Events::start(clients.api.clone(), &args.pod_name, metrics.clone()),
         metrics: metrics.clone(),
         watchdog: watchdog.clone(),

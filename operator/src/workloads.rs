@@ -2,22 +2,29 @@
 //!
 //! Only a few fields of each object are kept, so that a cluster with thousands of workloads costs little memory.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, hash::Hash, sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, StatefulSet},
         batch::v1::CronJob,
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
-use kube::{Client, Resource, ResourceExt, core::NamespaceResourceScope};
+use kube::{Api, Client, Resource, ResourceExt, core::DynamicResourceScope};
 use serde::{Deserialize, Serialize};
-use standfast_crds::v1alpha1::{Workload, WorkloadKind, WorkloadRole};
+use serde_json::{Value, json};
+use standfast_crds::{
+    guardrails::{HALTED_KEY, HALTED_VALUE},
+    v1alpha1::{Workload, WorkloadKind, WorkloadRole},
+};
 
 use crate::{
     args::Scope,
     cache::{self, Cache, Change, Feed},
+    kinds::{Kinds, Scalable},
+    scale::Size,
 };
 
 /// What is needed of a Deployment.
@@ -45,6 +52,56 @@ struct LeanStatefulSet {
 struct LeanCronJob {
     metadata: ObjectMeta,
     spec: Option<LeanCronSpec>,
+}
+
+/// What is needed of a DaemonSet.
+#[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
+#[resource(inherit = DaemonSet)]
+struct LeanDaemonSet {
+    metadata: ObjectMeta,
+    spec: Option<LeanDaemonSpec>,
+    status: Option<LeanDaemonStatus>,
+}
+
+/// What is needed of an object of a kind that the chart lists.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct LeanScalable {
+    metadata: ObjectMeta,
+    #[serde(flatten)]
+    rest: Value,
+}
+
+impl Resource for LeanScalable {
+    type DynamicType = Scalable;
+    type Scope = DynamicResourceScope;
+
+    fn kind(kind: &Scalable) -> Cow<'_, str> {
+        kind.kind.as_str().into()
+    }
+
+    fn group(kind: &Scalable) -> Cow<'_, str> {
+        kind.group.as_str().into()
+    }
+
+    fn version(kind: &Scalable) -> Cow<'_, str> {
+        kind.version.as_str().into()
+    }
+
+    fn api_version(kind: &Scalable) -> Cow<'_, str> {
+        kind.api_version().into()
+    }
+
+    fn plural(kind: &Scalable) -> Cow<'_, str> {
+        kind.plural.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -81,6 +138,30 @@ struct LeanPodTemplate {
     metadata: Option<ObjectMeta>,
 }
 
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct LeanDaemonSpec {
+    selector: Option<LabelSelector>,
+    template: Option<LeanDaemonTemplate>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct LeanDaemonTemplate {
+    spec: Option<LeanPodSpec>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeanPodSpec {
+    node_selector: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeanDaemonStatus {
+    desired_number_scheduled: Option<i32>,
+    number_ready: Option<i32>,
+}
+
 /// Which workload of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -107,11 +188,11 @@ pub struct View {
     pub labels: BTreeMap<String, String>,
     /// Its annotations, for the detection of other controllers.
     pub annotations: BTreeMap<String, String>,
-    /// Replicas it wants; 0 for a CronJob.
+    /// Replicas it wants; of a DaemonSet the nodes that it is meant for; 0 for a CronJob.
     pub replicas: i32,
-    /// Ready pods.
+    /// Ready pods; 0 for a kind that the chart lists.
     pub ready: i32,
-    /// Whether a CronJob is suspended.
+    /// Whether a CronJob is suspended, or a DaemonSet kept from all nodes.
     pub suspended: bool,
     /// What selects its pods.
     pub selector: Option<LabelSelector>,
@@ -120,11 +201,23 @@ pub struct View {
 }
 
 impl View {
+    /// The size that its spec gives it.
+    pub fn size(&self) -> Size {
+        if self.key.kind.is_switched() { Size::Suspended(self.suspended) } else { Size::Replicas(self.replicas) }
+    }
+
     /// Whether it may run pods now, as far as its spec says.
     pub fn active(&self) -> bool {
+        self.size() != Size::stopped(self.key.kind)
+    }
+
+    /// Whether as many pods are ready as it wants, and any but where there is no node for a DaemonSet; as far as is known.
+    pub fn has_its_pods(&self) -> bool {
         match self.key.kind {
-            WorkloadKind::CronJob => !self.suspended,
-            WorkloadKind::Deployment | WorkloadKind::StatefulSet => self.replicas > 0,
+            WorkloadKind::DaemonSet => self.ready >= self.replicas,
+            // How many are ready is not cached.
+            WorkloadKind::Scalable(_) => true,
+            _ => self.replicas > 0 && self.ready >= self.replicas,
         }
     }
 }
@@ -195,13 +288,70 @@ impl AsView for LeanCronJob {
     }
 }
 
+impl AsView for LeanDaemonSet {
+    fn view(&self) -> View {
+        let (spec, status) = (self.spec.as_ref(), self.status.as_ref());
+        let node_selector = spec.and_then(|s| s.template.as_ref()?.spec.as_ref()?.node_selector.as_ref());
+        View {
+            key: key(WorkloadKind::DaemonSet, self),
+            labels: self.metadata.labels.clone().unwrap_or_default(),
+            annotations: self.metadata.annotations.clone().unwrap_or_default(),
+            replicas: status.and_then(|s| s.desired_number_scheduled).unwrap_or(0),
+            ready: status.and_then(|s| s.number_ready).unwrap_or(0),
+            suspended: node_selector.and_then(|s| s.get(HALTED_KEY)).is_some_and(|v| v == HALTED_VALUE),
+            selector: spec.and_then(|s| s.selector.clone()),
+            match_labels: plain_labels(spec.and_then(|s| s.selector.as_ref())),
+        }
+    }
+}
+
+/// The labels of a selector in its text form, such as `app=bot,tier=x`; none if it asks for more than labels.
+pub fn parse_selector(text: &str) -> Option<BTreeMap<String, String>> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    let labels = text.split(',').map(|part| {
+        let (key, value) = part.split_once('=')?;
+        let (key, value) = (key.trim(), value.strip_prefix('=').unwrap_or(value).trim());
+        let known = !key.is_empty() && key.chars().all(plain) && value.chars().all(plain);
+        known.then(|| (key.to_owned(), value.to_owned()))
+    });
+    labels.collect()
+}
+
+impl LeanScalable {
+    /// Keeps only what [`Self::view`] asks for.
+    fn slim(&mut self, kind: &Scalable) {
+        self.rest = json!({"replicas": self.rest.pointer("/spec/replicas"), "selector": kind.selector(&self.rest)});
+    }
+
+    fn view(&self, kind: &Scalable) -> View {
+        let labels = self.rest["selector"].as_str().and_then(parse_selector);
+        View {
+            key: key(kind.kind, self),
+            labels: self.metadata.labels.clone().unwrap_or_default(),
+            annotations: self.metadata.annotations.clone().unwrap_or_default(),
+            // How many pods it runs without is not known, but it runs some.
+            replicas: self.rest["replicas"].as_i64().map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+            ready: 0,
+            suspended: false,
+            selector: labels.clone().map(|l| LabelSelector { match_labels: Some(l), match_expressions: None }),
+            match_labels: labels,
+        }
+    }
+}
+
 /// The workloads of all watched namespaces.
 #[derive(Clone)]
 pub struct Workloads {
     deployments: Cache<LeanDeployment>,
     stateful_sets: Cache<LeanStatefulSet>,
     cron_jobs: Cache<LeanCronJob>,
+    daemon_sets: Cache<LeanDaemonSet>,
+    scalable: Vec<(Scalable, Cache<LeanScalable>)>,
+    kinds: Kinds,
 }
+
+/// How long the first lists of kinds that the chart lists are waited for: one that is not installed keeps no halt waiting.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Annotations that name other controllers of a workload; the rest is not kept.
 const KEPT_ANNOTATIONS: [&str; 3] =
@@ -220,6 +370,7 @@ impl Workloads {
     pub fn open(
         client: &Client,
         scope: &Scope,
+        kinds: &Kinds,
         on_change: impl Fn(Option<&View>, &View) + Send + Sync + 'static,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         fn tell<K, F>(on_change: &Arc<F>) -> impl Fn(Change<'_, K>) + use<K, F>
@@ -241,15 +392,60 @@ impl Workloads {
             cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanStatefulSet, _>(&on_change), || {});
         let (cron_jobs, feed_cron_jobs) =
             cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanCronJob, _>(&on_change), || {});
+        let (daemon_sets, feed_daemon_sets) =
+            cache::open(client, scope, Feed::RENEWED, None, lean, tell::<LeanDaemonSet, _>(&on_change), || {});
+        let (mut scalable, mut feed_scalable) = (vec![], vec![]);
+        for kind in kinds.scalable() {
+            let resource = kind.clone();
+            let apis = match scope {
+                Scope::Cluster => vec![(None, Api::all_with(client.clone(), &resource))],
+                Scope::Namespaces(names) => {
+                    let api = |name: &String| Api::namespaced_with(client.clone(), name, &resource);
+                    names.iter().map(|n| (Some(n.clone()), api(n))).collect()
+                }
+            };
+            let (slim, view) = (kind.clone(), kind.clone());
+            let slimmed = move |object: &mut LeanScalable| {
+                lean(object);
+                object.slim(&slim);
+            };
+            let on_change = Arc::clone(&on_change);
+            let tell = move |change: Change<'_, LeanScalable>| {
+                if let Change::Applied(old, new) = change {
+                    on_change(old.map(|o| o.view(&view)).as_ref(), &new.view(&view));
+                }
+            };
+            let (cache, feed) = cache::open_of(resource, apis, Feed::RENEWED, None, slimmed, tell, || {});
+            scalable.push((kind.clone(), cache));
+            feed_scalable.push(feed);
+        }
         let feed = async {
-            tokio::join!(feed_deployments, feed_stateful_sets, feed_cron_jobs);
+            let feed_scalable = join_all(feed_scalable);
+            tokio::join!(feed_deployments, feed_stateful_sets, feed_cron_jobs, feed_daemon_sets, feed_scalable);
         };
-        (Self { deployments, stateful_sets, cron_jobs }, feed)
+        (Self { deployments, stateful_sets, cron_jobs, daemon_sets, scalable, kinds: kinds.clone() }, feed)
     }
 
     /// Waits until the first lists are in.
     pub async fn ready(&self) {
-        tokio::join!(self.deployments.ready(), self.stateful_sets.ready(), self.cron_jobs.ready());
+        tokio::join!(
+            self.deployments.ready(),
+            self.stateful_sets.ready(),
+            self.cron_jobs.ready(),
+            self.daemon_sets.ready(),
+            tokio::time::timeout(PATIENCE, join_all(self.scalable.iter().map(|(_, cache)| cache.ready())))
+        )
+        .4
+        .unwrap_or_default();
+    }
+
+    /// The kinds that can be halted.
+    pub fn kinds(&self) -> &Kinds {
+        &self.kinds
+    }
+
+    fn scalable(&self, kind: WorkloadKind) -> Option<&(Scalable, Cache<LeanScalable>)> {
+        self.scalable.iter().find(|(scalable, _)| scalable.kind == kind)
     }
 
     /// One workload.
@@ -258,6 +454,11 @@ impl Workloads {
             WorkloadKind::Deployment => self.deployments.get(&key.namespace, &key.name).map(|w| w.view()),
             WorkloadKind::StatefulSet => self.stateful_sets.get(&key.namespace, &key.name).map(|w| w.view()),
             WorkloadKind::CronJob => self.cron_jobs.get(&key.namespace, &key.name).map(|w| w.view()),
+            WorkloadKind::DaemonSet => self.daemon_sets.get(&key.namespace, &key.name).map(|w| w.view()),
+            WorkloadKind::Scalable(_) => {
+                let (kind, cache) = self.scalable(key.kind)?;
+                cache.get(&key.namespace, &key.name).map(|w| w.view(kind))
+            }
         }
     }
 
@@ -270,7 +471,7 @@ impl Workloads {
     fn labelled(&self, namespace: &str, kind: WorkloadKind, labels: &BTreeMap<String, String>) -> Vec<View> {
         fn views<K>(cache: &Cache<K>, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<View>
         where
-            K: AsView + Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Send + Sync + 'static,
+            K: AsView + Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
         {
             cache.labelled(namespace, labels).iter().map(|w| w.view()).collect()
         }
@@ -278,6 +479,10 @@ impl Workloads {
             WorkloadKind::Deployment => views(&self.deployments, namespace, labels),
             WorkloadKind::StatefulSet => views(&self.stateful_sets, namespace, labels),
             WorkloadKind::CronJob => views(&self.cron_jobs, namespace, labels),
+            WorkloadKind::DaemonSet => views(&self.daemon_sets, namespace, labels),
+            WorkloadKind::Scalable(_) => self.scalable(kind).map_or_else(Vec::new, |(kind, cache)| {
+                cache.labelled(namespace, labels).iter().map(|w| w.view(kind)).collect()
+            }),
         }
     }
 
@@ -286,6 +491,10 @@ impl Workloads {
     pub fn trading(&self, namespace: &str, entries: &[Workload]) -> (Vec<View>, Vec<String>) {
         let (mut found, mut missing) = (BTreeMap::new(), vec![]);
         for entry in entries.iter().filter(|e| e.role == WorkloadRole::Trading) {
+            if let Err(why) = self.kinds.check(entry) {
+                missing.push(why);
+                continue;
+            }
             let views = match (&entry.name, &entry.match_labels) {
                 (Some(name), _) => {
                     let key = Key { namespace: namespace.into(), kind: entry.kind, name: name.clone() };
@@ -314,5 +523,40 @@ impl Workloads {
                 format!("no {} in namespace {namespace} has the labels {}: {there}", entry.kind, labels.join(","))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("app=bot,tier=x", Some(json!({"app": "bot", "tier": "x"})))]
+    #[case("app==bot", Some(json!({"app": "bot"})))]
+    #[case("a.io/b=", Some(json!({"a.io/b": ""})))]
+    #[case("app in (a,b)", None)]
+    #[case("app!=bot", None)]
+    #[case("app=bot,!tier", None)]
+    #[case("app", None)]
+    #[case("", None)]
+    fn only_plain_labels_are_taken_from_a_selector(#[case] text: &str, #[case] labels: Option<Value>) {
+        assert_eq!(parse_selector(text).map(|l| json!(l)), labels);
+    }
+
+    #[test]
+    fn what_does_not_say_its_replicas_runs() {
+        let kinds: Kinds = "argoproj.io/v1alpha1/Rollout/rollouts".parse().unwrap();
+        let view = |object: Value| {
+            let mut object: LeanScalable = serde_json::from_value(object).unwrap();
+            object.slim(&kinds.scalable()[0]);
+            object.view(&kinds.scalable()[0])
+        };
+        let status = json!({"selector": "app=bot"});
+        let stopped = view(json!({"metadata": {"name": "bot"}, "spec": {"replicas": 0, "x": 1}, "status": status}));
+        assert!(!stopped.active() && stopped.match_labels.is_some());
+        let unknown = view(json!({"metadata": {"name": "bot"}, "spec": {}}));
+        assert!(unknown.active() && unknown.match_labels.is_none() && unknown.selector.is_none());
     }
 }

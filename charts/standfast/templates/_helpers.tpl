@@ -46,3 +46,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ printf "%s:%s" .Values.image.repository .Values.image.tag }}
 {{- end -}}
 {{- end -}}
+
+{{/* As the operator reads them: group/version/Kind/plural, and where the selector is, if it is given. */}}
+{{- define "standfast.scalableKinds" -}}
+{{- $kinds := list -}}
+{{- range .Values.scalableKinds -}}
+{{- $path := ternary (printf ":%s" .selectorPath) "" (hasKey . "selectorPath") -}}
+{{- $kinds = append $kinds (printf "%s/%s/%s/%s%s" .group .version .kind .plural $path) -}}
+{{- end -}}
+{{- join "," $kinds -}}
+{{- end -}}

@@ -1,8 +1,11 @@
 //! What to do by hand when no operator reacts to a halt.
 
 use kube::ResourceExt;
-use serde_json::Value;
-use standfast_crds::v1alpha1::{TradingSystem, Workload, WorkloadKind, WorkloadRole};
+use serde_json::{Value, json};
+use standfast_crds::{
+    guardrails::{HALTED_KEY, HALTED_VALUE},
+    v1alpha1::{TradingSystem, Workload, WorkloadKind, WorkloadRole},
+};
 
 use crate::{
     cluster::Say,
@@ -47,18 +50,25 @@ pub fn lines(systems: &[TradingSystem], halt: &str, say: &Say) -> Vec<Line> {
 }
 
 fn stop(workload: &Workload, say: &Say) -> String {
-    let kind = match workload.kind {
-        WorkloadKind::Deployment => "deployment",
-        WorkloadKind::StatefulSet => "statefulset",
-        WorkloadKind::CronJob => "cronjob",
+    let kind = match (workload.kind, workload.api_version.as_deref().and_then(|v| v.split_once('/'))) {
+        // As kubectl takes it: kind, version, group.
+        (kind @ WorkloadKind::Scalable(_), Some((group, version))) => format!("{kind}.{version}.{group}"),
+        (kind, _) => kind.as_str().to_lowercase(),
     };
     let labels = workload.match_labels.iter().flatten().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
-    let suspend = r#"--type merge --patch '{"spec":{"suspend":true}}'"#;
-    match (workload.kind, &workload.name) {
-        (WorkloadKind::CronJob, Some(name)) => say.kubectl(&format!("patch cronjob {name} {suspend}")),
+    let off = match workload.kind {
+        WorkloadKind::CronJob => Some(json!({"spec": {"suspend": true}})),
+        WorkloadKind::DaemonSet => {
+            Some(json!({"spec": {"template": {"spec": {"nodeSelector": {HALTED_KEY: HALTED_VALUE}}}}}))
+        }
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::Scalable(_) => None,
+    };
+    let off = off.map(|patch| format!("--type merge --patch '{patch}'"));
+    match (off, &workload.name) {
+        (Some(off), Some(name)) => say.kubectl(&format!("patch {kind} {name} {off}")),
         // `kubectl patch` takes no labels.
-        (WorkloadKind::CronJob, None) => {
-            let (get, patch) = (format!("get cronjob -l {} -o name", quoted(&labels)), format!("patch {suspend}"));
+        (Some(off), None) => {
+            let (get, patch) = (format!("get {kind} -l {} -o name", quoted(&labels)), format!("patch {off}"));
             format!("{} | xargs -r -n1 {}", say.kubectl(&get), say.kubectl(&patch))
         }
         (_, Some(name)) => say.kubectl(&format!("scale {kind} {name} --replicas=0")),
@@ -78,8 +88,6 @@ fn request<T: serde::Serialize>(action: &T) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::view::testing::{plain, say, system};
 
@@ -98,6 +106,24 @@ mod tests {
         }
         assert!(!text.contains("feed"), "supporting workloads are left alone: {text}");
         assert!(plain(&lines(&[], "stale", &say())).contains("NOTHING IS LATCHED"));
+    }
+
+    #[test]
+    fn a_daemon_set_is_sent_to_a_node_that_there_is_not() {
+        let workload =
+            serde_json::from_value(json!({"kind": "DaemonSet", "name": "probe", "role": "Trading"})).unwrap();
+        assert_eq!(
+            stop(&workload, &say()),
+            r#"kubectl -n fx patch daemonset probe --type merge --patch '{"spec":{"template":{"spec":{"nodeSelector":{"standfast.dev/halted":"true"}}}}}'"#
+        );
+    }
+
+    #[test]
+    fn a_kind_that_is_not_built_in_is_named_with_its_group() {
+        let workload =
+            json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "bot", "role": "Trading"});
+        let command = stop(&serde_json::from_value(workload).unwrap(), &say());
+        assert_eq!(command, "kubectl -n fx scale Rollout.v1alpha1.argoproj.io bot --replicas=0");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod run;
 mod trading_halt;
 mod trading_resume;
 mod trading_system;
+mod workload_kind;
 
 pub use action::*;
 pub use approval::*;
@@ -17,3 +18,4 @@ pub use run::*;
 pub use trading_halt::*;
 pub use trading_resume::*;
 pub use trading_system::*;
+pub use workload_kind::*;

@@ -194,7 +194,7 @@ pub struct Stage {
     /// A name for it.
     #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// How many percent of the recorded replicas run, rounded up. Default 100. A CronJob runs from the first stage with 100 on.
+    /// How many percent of the recorded replicas run, rounded up. Default 100. A CronJob or DaemonSet runs from the first stage with 100 on.
     #[serde(default = "all_of_them")]
     #[schemars(range(min = 1, max = 100))]
     pub replicas_percent: u32,

@@ -491,10 +491,10 @@ pub struct LatchedWorkload {
     pub kind: WorkloadKind,
     /// Its name.
     pub name: String,
-    /// Replicas to go back to; absent for a CronJob.
+    /// Replicas to go back to; absent for a CronJob or DaemonSet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
-    /// Whether a CronJob was suspended already, and stays so.
+    /// Whether a CronJob was suspended, or a DaemonSet kept from all nodes, already, and stays so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<bool>,
     /// Labels of its pods; absent when its selector cannot be expressed by labels alone.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Action, ApprovalRequirement, Duration, Expectation, Header, HttpAuth, HttpRequest, ItemAction, JobAction, Limit,
-    NumberRead, Objective, OrdersRead, PositionsRead, ResumePolicy, SecretKeyRef, StateRead, conditions_schema,
+    NumberRead, Objective, OrdersRead, PositionsRead, ResumePolicy, SecretKeyRef, StateRead, WorkloadKind,
+    conditions_schema,
 };
 
 /// The noun that everything else refers to: which workloads trade and which support them, where orders live and how
@@ -100,32 +101,6 @@ pub struct TradingSystemSpec {
     pub objectives: Option<Objectives>,
 }
 
-/// Kinds of workload that can be halted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[allow(missing_docs, reason = "the names say it")]
-pub enum WorkloadKind {
-    Deployment,
-    StatefulSet,
-    CronJob,
-}
-
-impl WorkloadKind {
-    /// The kind's name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Deployment => "Deployment",
-            Self::StatefulSet => "StatefulSet",
-            Self::CronJob => "CronJob",
-        }
-    }
-}
-
-impl std::fmt::Display for WorkloadKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// Whether a workload is stopped by a halt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum WorkloadRole {
@@ -139,7 +114,12 @@ pub enum WorkloadRole {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.name) != has(self.matchLabels)", "name one workload with name, or several with matchLabels"))]
+#[x_kube(validation = ("self.kind in ['Deployment', 'StatefulSet', 'CronJob', 'DaemonSet'] != has(self.apiVersion)", "kind is Deployment, StatefulSet, CronJob or DaemonSet, without apiVersion; or another one that the charts list in scalableKinds, with its apiVersion"))]
 pub struct Workload {
+    /// The workload's group and version, if its kind is not built in.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_version: Option<String>,
     /// The workload's kind.
     pub kind: WorkloadKind,
     /// Its name.
@@ -351,9 +331,10 @@ pub struct SqlCheck {
     pub timeout: Option<Duration>,
 }
 
-/// A workload has as many ready pods as it wants, and at least one.
+/// A workload has as many ready pods as it wants, and at least one (a DaemonSet: one on each node it is meant for).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.kind in ['Deployment', 'StatefulSet', 'CronJob', 'DaemonSet']", "kind is Deployment, StatefulSet, CronJob or DaemonSet"))]
 pub struct WorkloadCheck {
     /// The workload's kind.
     pub kind: WorkloadKind,
@@ -623,7 +604,7 @@ pub struct WorkloadStatus {
     pub kind: WorkloadKind,
     /// Its name.
     pub name: String,
-    /// How many replicas it wants; absent for a CronJob.
+    /// How many replicas it wants; of a DaemonSet the nodes it is meant for; absent for a CronJob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
 }

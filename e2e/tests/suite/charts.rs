@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rstest::rstest;
 use standfast_e2e::controlplane::checkout;
-use standfast_operator::args::Args;
+use standfast_operator::{args::Args, kinds::Kinds};
 
 /// Helm, built when it is missing.
 fn helm(arguments: &[&str]) -> Result<Output> {
@@ -32,7 +32,67 @@ pub fn template(namespace: &str, settings: &[&str]) -> Result<Result<String, Str
     Ok(if output.status.success() { Ok(made) } else { Err(said) })
 }
 
+/// What the chart of the kinds and guardrails makes of these settings, or why it does not.
+pub fn definitions(settings: &[&str]) -> Result<Result<String, String>> {
+    let chart = ["template", "standfast-crds", "charts/standfast-crds", "--kube-version", "1.33.0"];
+    let settings: Vec<_> = settings.iter().flat_map(|setting| ["--set-json", setting]).collect();
+    let output = helm(&[&chart[..], &settings].concat())?;
+    let (made, said) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    Ok(if output.status.success() { Ok(made) } else { Err(said) })
+}
+
+/// What the chart of the operator makes of these settings for a variable of its environment.
+pub fn variable(settings: &[&str], name: &str) -> Result<String> {
+    let made = template(HOME, settings)?.map_err(anyhow::Error::msg)?;
+    let (_, after) = made.split_once(&format!("- name: {name}\n")).with_context(|| format!("no {name}"))?;
+    let value = after.trim_start().lines().next().and_then(|line| line.strip_prefix("value: "));
+    serde_json::from_str(value.context("no value")?).context("its value")
+}
+
 const HOME: &str = "standfast-system";
+
+/// The same kinds are taken by both charts and by the operator.
+#[rstest]
+#[case(r#"{"group": "argoproj.io", "version": "v1alpha1", "kind": "Rollout", "plural": "rollouts"}"#, None)]
+#[case(r#"{"group": "a.io", "version": "v1", "kind": "A", "plural": "as", "selectorPath": ".status.a.b"}"#, None)]
+#[case(r#"{"group": "*", "version": "v1", "kind": "A", "plural": "as"}"#, Some("/group"))]
+#[case(r#"{"group": "a.io", "version": "v1", "kind": "A", "plural": "*"}"#, Some("/plural"))]
+#[case(r#"{"group": "a.io", "version": "v1", "kind": "StatefulSet", "plural": "as"}"#, Some("/kind"))]
+#[case(
+    r#"{"group": "a.io", "version": "v1", "kind": "A", "plural": "as", "selectorPath": ".a[0]"}"#,
+    Some("/selectorPath")
+)]
+#[case(r#"{"group": "a.io", "version": "v1", "kind": "A"}"#, Some("plural"))]
+#[case(
+    r#"{"group": "a.io", "version": "v1", "kind": "ANameThatIsLongerThanAnyOfThoseThatAreKnown", "plural": "as"}"#,
+    Some("/kind")
+)]
+fn kinds_are_those_of_the_operator(#[case] kind: &str, #[case] refused: Option<&str>) -> Result<()> {
+    let setting = format!("scalableKinds=[{kind}]");
+    let (operator, guardrails) = (template(HOME, &[&setting])?, definitions(&[&setting])?);
+    let Some(why) = refused else {
+        let text = variable(&[&setting], "STANDFAST_SCALABLE_KINDS")?;
+        let kinds: Kinds = text.parse().map_err(anyhow::Error::msg)?;
+        let scalable = &kinds.scalable()[0];
+        let rules = operator.expect("made");
+        for (resource, verbs) in [("", "get, list, watch"), ("/scale", "get, patch")] {
+            let rule = format!(
+                "{{apiGroups: [{:?}], resources: [\"{}{resource}\"], verbs: [{verbs}]}}",
+                scalable.group, scalable.plural
+            );
+            assert!(rules.contains(&rule), "{rule}");
+        }
+        let roles = rules.split("\n---\n").filter(|d| d.contains("kind: ClusterRole\n") || d.contains("kind: Role\n"));
+        let wildcard = roles.flat_map(str::lines).find(|line| !line.starts_with('#') && line.contains('*'));
+        assert_eq!(wildcard, None);
+        assert!(guardrails.expect("made").contains(&format!("{}/scale", scalable.plural)));
+        return Ok(());
+    };
+    for said in [operator.expect_err("refused"), guardrails.expect_err("refused")] {
+        assert!(said.contains(why), "{said}");
+    }
+    Ok(())
+}
 
 /// What the chart takes, the operator takes too: else an upgrade succeeds and the pods never start.
 #[rstest]
@@ -81,6 +141,10 @@ fn networks_are_those_of_the_operator(#[case] network: &str, #[case] refused: Op
 #[case(&[r#"log={"level": "loud"}"#], "at '/log/level'")]
 #[case(&[r#"log={"level": "info,kube=loud"}"#], "at '/log/level'")]
 #[case(&[r#"watchNamespaces=["a.b"]"#], "at '/watchNamespaces/0'")]
+#[case(
+    &[r#"scalableKinds=[{"group": "a.io", "version": "v1", "kind": "A", "plural": "as"}, {"group": "b.io", "version": "v1", "kind": "A", "plural": "as"}]"#],
+    "two kinds are called A"
+)]
 fn what_the_operator_would_not_start_with_is_refused(#[case] settings: &[&str], #[case] why: &str) -> Result<()> {
     let said = template(HOME, settings)?.expect_err("refused");
     assert!(said.contains(why), "{said}");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet, StatefulSet},
+    apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
     core::v1::{ConfigMap, Pod},
     rbac::v1::Role,
@@ -59,6 +59,17 @@ fn deployment(name: &str, replicas: Option<i32>) -> Value {
         "selector": {"matchLabels": {"app": name}}, "template": pod_template(name)}})
 }
 
+fn daemon_set(name: &str, node_selector: Value) -> Value {
+    let mut template = pod_template(name);
+    template["spec"]["nodeSelector"] = node_selector;
+    json!({"metadata": {"name": name}, "spec": {"selector": {"matchLabels": {"app": name}}, "template": template}})
+}
+
+/// A change of the nodes that a DaemonSet selects.
+fn to_nodes(selector: Value) -> Value {
+    json!({"spec": {"template": {"spec": {"nodeSelector": selector}}}})
+}
+
 fn job_template() -> Value {
     let mut template = pod_template("rebalance");
     template["spec"]["restartPolicy"] = "Never".into();
@@ -82,6 +93,7 @@ fn pod(name: &str, labels: Value) -> Value {
 fn latch(name: &str) -> Value {
     json!({"metadata": {"name": name, "labels": {"standfast.dev/latch": "held"}}, "data": {
         "Deployment.bot": "3", "Deployment.ghost": "2", "StatefulSet.book": "2", "CronJob.rebalance": "suspend=false",
+        "DaemonSet.probe": "halted=false", "DaemonSet.gone": "halted=false",
         "pods.0": "app=bot", "pods.1": "app=book", "system": "demo", "halt": "stale",
         "message": "halted by Standfast (prices are stale); create a TradingResume with spec.haltRef.name: stale to release it"}})
 }
@@ -98,6 +110,9 @@ async fn held(world: &World) -> Result<String> {
         .create::<CronJob>(json!({"metadata": {"name": "rebalance"}, "spec": {"suspend": true, "schedule": "0 0 1 1 *",
             "jobTemplate": {"spec": {"template": job_template()}}}}))
         .await?;
+    let halted = json!({"standfast.dev/halted": "true", "disk": "ssd"});
+    world.create::<DaemonSet>(daemon_set("probe", halted)).await?;
+    world.create::<DaemonSet>(daemon_set("logs", json!({}))).await?;
     let mut active = job("active", "rebalance");
     active["spec"]["suspend"] = true.into();
     active["metadata"]["ownerReferences"][0]["uid"] =
@@ -142,6 +157,14 @@ async fn held(world: &World) -> Result<String> {
 fn rows(replica_set: &str) -> Vec<Row> {
     let scale = |replicas: i32| json!({"spec": {"replicas": replicas}});
     let bot = "apis/apps/v1 deployments/bot";
+    let (sets, probe) = ("apis/apps/v1 daemonsets", "apis/apps/v1 daemonsets/probe");
+    let set_image = || json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "d"}]}}}});
+    let halted_nodes = || json!({"standfast.dev/halted": "true"});
+    let applied_to = |selector| {
+        let mut set = daemon_set("probe", selector);
+        (set["apiVersion"], set["kind"]) = ("apps/v1".into(), "DaemonSet".into());
+        set
+    };
     let latched = "api/v1 configmaps/standfast-latch-stale";
     let halts = "apis/standfast.dev/v1alpha1 tradinghalts";
     let resumes = "apis/standfast.dev/v1alpha1 tradingresumes";
@@ -176,6 +199,15 @@ fn rows(replica_set: &str) -> Vec<Row> {
         row("a latched name is created anew", "POST", "apis/apps/v1 deployments", deployment("ghost", Some(1)), NOBODY),
         row("the same, 1 by default", "POST", "apis/apps/v1 deployments", deployment("ghost", None), NOBODY),
         row("the same with 0", "POST", "apis/apps/v1 deployments", deployment("ghost", Some(0)), WRITE),
+        row("a DaemonSet goes to all nodes", "PATCH", probe, to_nodes(Value::Null), NOBODY),
+        row("without our label", "PATCH", probe, to_nodes(json!({"standfast.dev/halted": null})), NOBODY),
+        row("to nodes that are labelled", "PATCH", probe, to_nodes(json!({"standfast.dev/halted": "no"})), NOBODY),
+        row("to other nodes, without ours", "APPLY", probe, applied_to(json!({"disk": "hdd"})), NOBODY),
+        row("to other nodes beside ours", "PATCH", probe, to_nodes(json!({"disk": "hdd"})), WRITE),
+        row("set image of a DaemonSet", "PATCH", probe, set_image(), WRITE),
+        row("a latched DaemonSet is created anew", "POST", sets, daemon_set("gone", json!({})), NOBODY),
+        row("the same, kept from all nodes", "POST", sets, daemon_set("gone", halted_nodes()), WRITE),
+        row("a DaemonSet that is not latched", "PATCH", format!("{sets}/logs"), to_nodes(json!({"a": "b"})), WRITE),
         row("unsuspend", "PATCH", "apis/batch/v1 cronjobs/rebalance", json!({"spec": {"suspend": false}}), NOBODY),
         row("remove suspend", "PATCH", "apis/batch/v1 cronjobs/rebalance", json!({"spec": {"suspend": null}}), NOBODY),
         row("unsuspend a Job", "PATCH", "apis/batch/v1 jobs/active", json!({"spec": {"suspend": false}}), NOBODY),
@@ -197,13 +229,7 @@ fn rows(replica_set: &str) -> Vec<Row> {
             json!({"metadata": {"labels": {"y": "z"}}}),
             WRITE,
         ),
-        row(
-            "set image",
-            "PATCH",
-            bot,
-            json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "d"}]}}}}),
-            WRITE,
-        ),
+        row("set image", "PATCH", bot, set_image(), WRITE),
         row(
             "rollout restart",
             "PATCH",

@@ -178,6 +178,11 @@ async fn bad_input_is_refused_where_it_is_applied() -> Result<()> {
             "The TradingSystem \"bad\" is invalid: spec.workloads[0]: Invalid value: name one workload with name, or several with matchLabels",
         ),
         (
+            "a kind that is not built in, without its group",
+            system(&world, "bad", json!({"workloads": [{"kind": "Rollout", "name": "bot", "role": "Trading"}]})),
+            "The TradingSystem \"bad\" is invalid: spec.workloads[0]: Invalid value: kind is Deployment, StatefulSet, CronJob or DaemonSet, without apiVersion; or another one that the charts list in scalableKinds, with its apiVersion",
+        ),
+        (
             "a reason with a line break",
             halt("bad", json!({"reason": "prices\nare stale"})),
             "The TradingHalt \"bad\" is invalid: spec.reason: Invalid value: \"prices\\nare stale\": the reason is one line, because people read it where the latch refuses something",

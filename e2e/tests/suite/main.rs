@@ -13,6 +13,7 @@ mod input;
 mod kind;
 mod plane;
 mod resume;
+mod scalable;
 mod sweep;
 mod system;
 mod venue;

@@ -273,7 +273,7 @@ impl HaltReconciler {
         let namespace = halt.namespace().unwrap_or_default();
         match &effect {
             Effect::WriteLatch => {
-                let data = latch::data(halt, &status.workloads);
+                let data = latch::data(halt, &status.workloads, self.workloads.kinds());
                 let written = self.latches.write(&namespace, &latch::name(&halt.name_any()), data).await;
                 written.map_or_else(|e| failed(e.to_string()), |()| done("written"))
             }

@@ -174,8 +174,8 @@ pub fn records(
                 None => LatchedWorkload {
                     kind,
                     name: name.into(),
-                    replicas: (kind != WorkloadKind::CronJob).then_some(view.replicas),
-                    suspended: (kind == WorkloadKind::CronJob).then_some(view.suspended),
+                    replicas: (!kind.is_switched()).then_some(view.replicas),
+                    suspended: kind.is_switched().then_some(view.suspended),
                     match_labels: view.match_labels.clone(),
                     inherited_from: None,
                     suspended_jobs: vec![],

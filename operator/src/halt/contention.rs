@@ -2,15 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{
-    api::{
-        apps::v1::{Deployment, StatefulSet},
-        batch::v1::CronJob,
-    },
-    apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
-    jiff::Timestamp,
-};
-use kube::{Api, ResourceExt, core::PartialObjectMeta};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry, jiff::Timestamp};
+use kube::{Api, ResourceExt, api::DynamicObject};
 use standfast_crds::v1alpha1::{
     TradingHalt, TradingHaltStatus, WorkloadKind, halt_conditions as c, is_true, set_condition,
 };
@@ -29,13 +22,15 @@ const SHOWN: Duration = Duration::from_secs(600);
 /// Who last set the size of a workload, of all that did.
 pub fn manager(fields: &[ManagedFieldsEntry], kind: WorkloadKind) -> Option<&str> {
     let field = match kind {
-        WorkloadKind::CronJob => "f:suspend",
-        WorkloadKind::Deployment | WorkloadKind::StatefulSet => "f:replicas",
+        WorkloadKind::CronJob => "/f:spec/f:suspend",
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::Scalable(_) => "/f:spec/f:replicas",
+        // As a whole: who takes one label out of it sets it. Nobody is recorded if nothing is left.
+        WorkloadKind::DaemonSet => "/f:spec/f:template/f:spec/f:nodeSelector",
     };
     fields
         .iter()
         .filter(|e| e.subresource.as_deref() != Some("status") && e.manager.as_deref() != Some(FIELD_MANAGER))
-        .filter(|e| e.fields_v1.as_ref().is_some_and(|f| f.0.get("f:spec").is_some_and(|s| s.get(field).is_some())))
+        .filter(|e| e.fields_v1.as_ref().is_some_and(|f| f.0.pointer(field).is_some()))
         .max_by_key(|e| e.time.as_ref().map(|t| t.0))
         .and_then(|e| e.manager.as_deref())
 }
@@ -82,25 +77,9 @@ impl HaltReconciler {
     }
 
     async fn who_raised(&self, key: &Key) -> String {
-        async fn fields<K>(client: kube::Client, key: &Key) -> kube::Result<Vec<ManagedFieldsEntry>>
-        where
-            K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
-                + Clone
-                + std::fmt::Debug
-                + serde::de::DeserializeOwned,
-        {
-            let meta: PartialObjectMeta<K> =
-                Api::<K>::namespaced(client, &key.namespace).get_metadata(&key.name).await?;
-            Ok(meta.managed_fields().to_vec())
-        }
-        let api = self.client.clone();
-        let read = async {
-            match key.kind {
-                WorkloadKind::Deployment => fields::<Deployment>(api, key).await,
-                WorkloadKind::StatefulSet => fields::<StatefulSet>(api, key).await,
-                WorkloadKind::CronJob => fields::<CronJob>(api, key).await,
-            }
-        };
+        let Ok(resource) = self.workloads.kinds().resource(key.kind) else { return "somebody".into() };
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
+        let read = async { Ok(api.get_metadata(&key.name).await?.managed_fields().to_vec()) };
         match client::read(EFFECT_DEADLINE, format!("reading the field managers of {key}"), read).await {
             Ok(fields) => match manager(&fields, key.kind) {
                 Some(manager) => format!("field manager {manager}"),
@@ -123,9 +102,11 @@ mod tests {
             {"manager": "argocd-controller", "time": "2026-01-01T00:00:02Z", "fieldsV1": {"f:spec": {"f:replicas": {}}}},
             {"manager": "kube-controller-manager", "time": "2026-01-01T00:00:04Z", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}},
             {"manager": "kubectl-edit", "time": "2026-01-01T00:00:05Z", "fieldsV1": {"f:metadata": {}}},
+            {"manager": "flux", "time": "2026-01-01T00:00:01Z", "fieldsV1": {"f:spec": {"f:template": {"f:spec": {"f:nodeSelector": {}}}}}},
         ]))
         .unwrap();
         assert_eq!(manager(&fields, WorkloadKind::Deployment), Some("argocd-controller"));
         assert_eq!(manager(&fields, WorkloadKind::CronJob), None);
+        assert_eq!(manager(&fields, WorkloadKind::DaemonSet), Some("flux"));
     }
 }

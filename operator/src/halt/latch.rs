@@ -16,6 +16,7 @@ use super::decide::LatchFact;
 use crate::{
     client::{self, ApiError, Class},
     controller::Failure,
+    kinds::Kinds,
     scale::{FIELD_MANAGER, ScaleError, Scaler},
     workloads::Key,
 };
@@ -31,7 +32,7 @@ pub fn name(halt: &str) -> String {
 }
 
 /// What the ConfigMap says: every workload and what it goes back to, the labels of their pods, what people are told.
-pub fn data(halt: &TradingHalt, workloads: &[LatchedWorkload]) -> BTreeMap<String, String> {
+pub fn data(halt: &TradingHalt, workloads: &[LatchedWorkload], kinds: &Kinds) -> BTreeMap<String, String> {
     let halt_name = halt.metadata.name.clone().unwrap_or_default();
     let mut data = BTreeMap::from([
         ("system".to_owned(), halt.spec.system().to_owned()),
@@ -47,11 +48,16 @@ pub fn data(halt: &TradingHalt, workloads: &[LatchedWorkload]) -> BTreeMap<Strin
     for workload in workloads {
         let back = match workload.kind {
             WorkloadKind::CronJob => format!("suspend={}", workload.suspended.unwrap_or(false)),
-            WorkloadKind::Deployment | WorkloadKind::StatefulSet => workload.replicas.unwrap_or(0).to_string(),
+            WorkloadKind::DaemonSet => format!("halted={}", workload.suspended.unwrap_or(false)),
+            _ => workload.replicas.unwrap_or(0).to_string(),
         };
         let key = format!("{}.{}", workload.kind, workload.name);
         if key.len() <= KEY_LIMIT {
             data.insert(key, back);
+        }
+        // Requests tell the plural.
+        if let Some(kind) = kinds.get(workload.kind) {
+            data.insert(format!("kind.{}.{}", kind.plural, kind.group), kind.kind.to_string());
         }
     }
     let mut selectors: Vec<_> = workloads.iter().filter_map(|w| w.match_labels.as_ref()).collect();
@@ -71,9 +77,9 @@ pub struct Latches {
 }
 
 impl Latches {
-    /// Uses this client for all calls.
-    pub fn new(client: Client) -> Self {
-        Self { scaler: Scaler::new(client.clone()), client }
+    /// Uses this client for all calls, for workloads of these kinds beside the built-in ones.
+    pub fn new(client: Client, kinds: &Kinds) -> Self {
+        Self { scaler: Scaler::new(client.clone(), kinds), client }
     }
 
     fn api(&self, namespace: &str) -> Api<ConfigMap> {
@@ -162,8 +168,8 @@ mod tests {
         LatchedWorkload {
             kind,
             name: name.into(),
-            replicas: (kind != WorkloadKind::CronJob).then_some(3),
-            suspended: (kind == WorkloadKind::CronJob).then_some(false),
+            replicas: (!kind.is_switched()).then_some(3),
+            suspended: kind.is_switched().then_some(false),
             match_labels: Some(labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()),
             inherited_from: None,
             suspended_jobs: vec![],
@@ -184,13 +190,19 @@ mod tests {
                 workload(WorkloadKind::Deployment, "a", &labels),
                 workload(WorkloadKind::StatefulSet, "b", &labels),
                 workload(WorkloadKind::CronJob, "c", &[]),
+                workload(WorkloadKind::DaemonSet, "d", &labels),
+                workload("Rollout".parse().unwrap(), "e", &labels),
             ],
+            &"argoproj.io/v1alpha1/Rollout/rollouts".parse().unwrap(),
         );
         let expected = [
             ("CronJob.c", "suspend=false"),
+            ("DaemonSet.d", "halted=false"),
             ("Deployment.a", "3"),
+            ("Rollout.e", "3"),
             ("StatefulSet.b", "3"),
             ("halt", "stale"),
+            ("kind.rollouts.argoproj.io", "Rollout"),
             (
                 "message",
                 "halted by Standfast (prices are stale); create a TradingResume with spec.haltRef.name: stale to release it",

@@ -124,9 +124,9 @@ impl HaltReconciler {
         events: Events,
     ) -> Self {
         Self {
-            scaler: Scaler::new(client.clone()),
+            scaler: Scaler::new(client.clone(), caches.workloads.kinds()),
             turns,
-            latches: Latches::new(client.clone()),
+            latches: Latches::new(client.clone(), caches.workloads.kinds()),
             client,
             caller,
             systems: caches.systems,

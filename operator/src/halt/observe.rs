@@ -27,7 +27,7 @@ use super::{
     others::Others,
     venues::{JOB_PATIENCE, cancels_needed, judge_venue, life},
 };
-use crate::{client, scale::Size, workloads::Key};
+use crate::{client, workloads::Key};
 
 /// The longest that a list of pods may take.
 const LIST_DEADLINE: Duration = Duration::from_secs(10);
@@ -77,7 +77,7 @@ impl HaltReconciler {
         let namespace = halt.namespace().unwrap_or_default();
         let begun = Timestamp::now();
         let latch_name = latch::name(&halt.name_any());
-        let data = latch::data(halt, &status.workloads);
+        let data = latch::data(halt, &status.workloads, self.workloads.kinds());
         let (jobs, latch_written) = tokio::join!(
             self.unfinished_jobs(&namespace, &status.workloads),
             self.latches.written(&namespace, &latch_name, &data)
@@ -187,11 +187,13 @@ impl HaltReconciler {
         let too_many = (left > 0).then(|| {
             format!("{left} trading workloads are not latched: a halt holds at most {WORKLOAD_LIMIT}; split the TradingSystem")
         });
+        // What is not listed any more is not seen any more, and is not stopped for that.
+        let kinds = status.workloads.iter().filter_map(|w| self.workloads.kinds().resource(w.kind).err());
         let unknown = |v: &&Venue| !status.venues.iter().any(|known| known.name == v.name);
         let venues = system.spec.venues.iter().filter(unknown).map(|v| {
             format!("venue {} is not covered: a halt covers at most {VENUE_LIMIT}, with those it had before", v.name)
         });
-        missing.chain(too_many).chain(venues).collect()
+        kinds.chain(missing).chain(too_many).chain(venues).collect()
     }
 
     /// Workloads of the halt that are not stopped, as the cache sees them.
@@ -201,11 +203,7 @@ impl HaltReconciler {
             .filter_map(|w| {
                 let key = Key { namespace: namespace.into(), kind: w.kind, name: w.name.clone() };
                 let view = self.workloads.get(&key)?;
-                let size = match w.kind {
-                    WorkloadKind::CronJob => Size::Suspended(view.suspended),
-                    WorkloadKind::Deployment | WorkloadKind::StatefulSet => Size::Replicas(view.replicas),
-                };
-                view.active().then_some(ActiveWorkload { key, size })
+                view.active().then(|| ActiveWorkload { size: view.size(), key })
             })
             .collect()
     }

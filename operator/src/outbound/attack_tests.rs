@@ -142,7 +142,7 @@ async fn every_bound_holds_for_checks() {
     let mut harmless = Server::start(ok("[]"), After::KeepOpen).await;
     let port = harmless.port;
     let databases = Databases::new(cluster(), connector(), vec![]).unwrap();
-    let checker = Checker::new(caller(), databases, cluster());
+    let checker = Checker::new(caller(), databases, cluster(), crate::kinds::Kinds::default());
     let owner = OwnerReference::default();
     let asker = Asker { namespace: "trading", system: &owner, gate: false };
     let unless = "which is refused unless the operator's allowCIDRs opens it";

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus, shorten};
+use standfast_crds::v1alpha1::{ResumePhase, StepState, StepStatus, TradingResumeStatus, WorkloadKind, shorten};
 
 use super::{
     context::Context,
@@ -109,7 +109,8 @@ fn sizes(cx: &Context, before: u32, percent: u32) -> String {
         let all = gates::target(w);
         (!same).then(|| match (size, all) {
             (Size::Replicas(n), Some(Size::Replicas(all))) => format!("{} {} at {n} of {all} replicas", w.kind, w.name),
-            _ => format!("{} {} by its schedule", w.kind, w.name),
+            _ if w.kind == WorkloadKind::CronJob => format!("{} {} by its schedule", w.kind, w.name),
+            _ => format!("{} {} on its nodes", w.kind, w.name),
         })
     });
     let changes: Vec<_> = changes.collect();

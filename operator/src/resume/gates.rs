@@ -3,8 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
-    CheckState, HaltPhase, LatchedWorkload, TradingHalt, TradingResumeStatus, WorkloadKind, condition, halt_conditions,
-    shorten,
+    CheckState, HaltPhase, LatchedWorkload, TradingHalt, TradingResumeStatus, condition, halt_conditions, shorten,
 };
 
 use super::{
@@ -171,11 +170,10 @@ pub enum Restoring {
 
 /// The size that a workload had before the halt; none if it was stopped then, too.
 pub fn target(workload: &LatchedWorkload) -> Option<Size> {
-    match workload.kind {
-        WorkloadKind::CronJob => (workload.suspended != Some(true)).then_some(Size::Suspended(false)),
-        WorkloadKind::Deployment | WorkloadKind::StatefulSet => {
-            workload.replicas.filter(|r| *r > 0).map(Size::Replicas)
-        }
+    if workload.kind.is_switched() {
+        (workload.suspended != Some(true)).then_some(Size::Suspended(false))
+    } else {
+        workload.replicas.filter(|r| *r > 0).map(Size::Replicas)
     }
 }
 

@@ -121,7 +121,7 @@ impl ResumeReconciler {
         events: Events,
     ) -> Self {
         let outside = Outside {
-            scaler: Scaler::new(client.clone()),
+            scaler: Scaler::new(client.clone(), caches.workloads.kinds()),
             client,
             caller,
             checker,
@@ -177,10 +177,11 @@ impl ResumeReconciler {
         };
         let key = |w: &LatchedWorkload| Key { namespace: namespace.clone(), kind: w.kind, name: w.name.clone() };
         let started: Vec<_> = plan.started().map(key).collect();
-        let answered = answered_by(&self.outside.client, &namespace, &plan.checks, &started).await;
+        let kinds = self.outside.workloads.kinds();
+        let answered = answered_by(&self.outside.client, kinds, &namespace, &plan.checks, &started).await;
         plan.answered_by_stopped = answered.map_err(Failure)?;
         let views = reconcile::plan::questions(&plan.reconciliation);
-        let live = answered_by(&self.outside.client, &namespace, &views, &started).await.map_err(Failure)?;
+        let live = answered_by(&self.outside.client, kinds, &namespace, &views, &started).await.map_err(Failure)?;
         plan.reconciliation.iter_mut().for_each(|c| c.live = live.contains(&c.comparison.name));
         let (frozen, hash) = plan.freeze().map_err(Failure)?;
         status.halt_uid = Some(plan.halt.uid.clone());

@@ -198,7 +198,7 @@ fn settable(
     }
     let (Some(first), Some(last)) = (policy.ramp.first(), policy.ramp.last()) else { return Ok(()) };
     let grows = |w: &&LatchedWorkload| {
-        w.kind != WorkloadKind::CronJob && target(w, first.replicas_percent) != target(w, last.replicas_percent)
+        !w.kind.is_switched() && target(w, first.replicas_percent) != target(w, last.replicas_percent)
     };
     match workloads.iter().find(grows) {
         None => Ok(()),

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     engine::{Acted, Definition, Observation, Step},
     held,
-    scale::{ScaleError, Size},
+    scale::ScaleError,
     workloads::Key,
 };
 
@@ -181,6 +181,8 @@ impl RestoreWorkloads {
 pub(super) struct Ready {
     pub cx: Arc<Context>,
     pub name: String,
+    /// How many percent are to run.
+    pub percent: u32,
 }
 
 #[async_trait]
@@ -194,7 +196,7 @@ impl Step for Ready {
             Ok(halts) => halts,
             Err(why) => return Observation::InProgress(why),
         };
-        let started = restored(&self.cx, &halts);
+        let started = restored(&self.cx, &halts, self.percent);
         if started.is_empty() {
             return Observation::NotNeeded("no restored workload runs pods all the time".into());
         }
@@ -209,10 +211,12 @@ impl Step for Ready {
     }
 }
 
-/// The workloads whose pods must run: restored, and not held by another halt.
-pub(super) fn restored(cx: &Context, halts: &[TradingHalt]) -> Vec<LatchedWorkload> {
+/// The workloads whose pods must run when so many percent do: restored, and not held by another halt.
+pub(super) fn restored(cx: &Context, halts: &[TradingHalt], percent: u32) -> Vec<LatchedWorkload> {
     let mut workloads = gates::to_restore(halts, &cx.plan);
-    workloads.retain(|w| matches!(gates::target(w), Some(Size::Replicas(_))) && holders(cx, halts, w).is_empty());
+    workloads.retain(|w| {
+        w.kind != WorkloadKind::CronJob && ramp::target(w, percent).is_some() && holders(cx, halts, w).is_empty()
+    });
     workloads
 }
 
@@ -220,7 +224,7 @@ pub(super) fn restored(cx: &Context, halts: &[TradingHalt]) -> Vec<LatchedWorklo
 pub(super) async fn ready(cx: &Context, workloads: &[LatchedWorkload]) -> Result<(), String> {
     let cached = |w: &&LatchedWorkload| {
         let view = cx.outside.workloads.get(&key(cx, w));
-        view.is_none_or(|v| v.replicas < 1 || v.ready < v.replicas)
+        view.is_none_or(|v| !v.has_its_pods())
     };
     let waiting: Vec<_> = workloads.iter().filter(cached).map(name).collect();
     if !waiting.is_empty() {

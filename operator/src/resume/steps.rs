@@ -37,7 +37,7 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
     };
     if cx.plan.policy.ramp.is_empty() {
         all.push(vec![Box::new(RestoreWorkloads::whole(cx))]);
-        all.push(vec![Box::new(Ready { cx: Arc::clone(cx), name: step::READY.into() })]);
+        all.push(vec![Box::new(Ready { cx: Arc::clone(cx), name: step::READY.into(), percent: 100 })]);
         all.extend(bring_back(cx));
         if reconcile::any(cx, When::Live) {
             all.push(vec![Box::new(ReconcileLive(Arc::clone(cx)))]);
@@ -52,7 +52,7 @@ pub(super) fn procedure(cx: &Arc<Context>) -> Procedure {
         all.push(vec![Box::new(limits::Write { cx: cx(), stage: stage() })]);
         all.push(vec![Box::new(workloads)]);
         let slow: [Box<dyn Step>; 2] = [
-            Box::new(Ready { cx: cx(), name: name(part::READY) }),
+            Box::new(Ready { cx: cx(), name: name(part::READY), percent }),
             Box::new(limits::Prove { cx: cx(), stage: stage() }),
         ];
         for step in slow {

@@ -207,7 +207,7 @@ impl Step for Verify {
             return Observation::InProgress(why);
         }
         let by = gates::still_held(&halts, &cx.plan);
-        let started = restored(cx, &halts);
+        let started = restored(cx, &halts, 100);
         if !started.is_empty()
             && let Err(why) = ready(cx, &started).await
         {

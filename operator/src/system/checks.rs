@@ -3,11 +3,15 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::CronJob,
+    core::v1::Pod,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Api, Client};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, ListParams},
+};
 use standfast_crds::v1alpha1::{
     Check, CheckState, Duration, Expectation, HttpCheck, HttpRequest, PrometheusCheck, SqlCheck, SqlView, TcpCheck,
     WorkloadCheck, WorkloadKind, shorten,
@@ -24,7 +28,9 @@ use crate::{
         document::{Document, Scalar},
         expect,
     },
+    kinds::{Kinds, Scalable},
     outbound::{Call, CallError, Reply, connect::Connector, guard},
+    workloads::parse_selector,
 };
 
 /// The longest that reading a workload may take.
@@ -38,6 +44,7 @@ pub struct Checker {
     caller: Caller,
     databases: Databases,
     client: ClientHandle,
+    kinds: Kinds,
 }
 
 #[derive(Clone)]
@@ -52,8 +59,8 @@ impl std::fmt::Debug for ClientHandle {
 impl Checker {
     /// HTTP checks are asked with `caller`, SQL checks with `databases`, which knows the way to ports too; `client`
     /// reads workloads and runs Jobs.
-    pub fn new(caller: Caller, databases: Databases, client: Client) -> Self {
-        Self { caller, databases, client: ClientHandle(client) }
+    pub fn new(caller: Caller, databases: Databases, client: Client, kinds: Kinds) -> Self {
+        Self { caller, databases, client: ClientHandle(client), kinds }
     }
 
     /// What reads workloads and runs Jobs.
@@ -235,6 +242,7 @@ impl Checker {
                     wanted: d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0),
                     ready: d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0),
                     seen: d.status.as_ref().and_then(|s| s.observed_generation) >= d.metadata.generation,
+                    least: 1,
                 })
             }
             WorkloadKind::StatefulSet => {
@@ -242,8 +250,22 @@ impl Checker {
                     wanted: s.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0),
                     ready: s.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0),
                     seen: s.status.as_ref().and_then(|s| s.observed_generation) >= s.metadata.generation,
+                    least: 1,
                 })
             }
+            WorkloadKind::DaemonSet => {
+                Api::<DaemonSet>::namespaced(client, namespace).get_opt(&check.name).await?.map(|d| Pods::Counted {
+                    wanted: d.status.as_ref().map_or(0, |s| s.desired_number_scheduled),
+                    ready: d.status.as_ref().map_or(0, |s| s.number_ready),
+                    seen: d.status.as_ref().and_then(|s| s.observed_generation) >= d.metadata.generation,
+                    // There may be no node for it.
+                    least: 0,
+                })
+            }
+            WorkloadKind::Scalable(_) => match self.kinds.get(check.kind) {
+                Some(kind) => counted(client, namespace, kind, &check.name).await?,
+                None => None,
+            },
             WorkloadKind::CronJob => Api::<CronJob>::namespaced(client, namespace)
                 .get_opt(&check.name)
                 .await?
@@ -252,11 +274,40 @@ impl Checker {
     }
 }
 
+/// The pods of a workload that has a scale subresource, which does not tell how many are ready.
+async fn counted(client: Client, namespace: &str, kind: &Scalable, name: &str) -> kube::Result<Option<Pods>> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource());
+    let scale = match api.get_scale(name).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+        scale => scale?,
+    };
+    let selector = scale.status.and_then(|s| s.selector).unwrap_or_default();
+    let mut ready = 0;
+    if parse_selector(&selector).is_some() {
+        let list = ListParams::default().labels(&selector);
+        let pods = Api::<Pod>::namespaced(client, namespace).list(&list).await?.items;
+        ready = pods.iter().filter(|p| is_ready(p)).count();
+    }
+    Ok(Some(Pods::Counted {
+        wanted: scale.spec.and_then(|s| s.replicas).unwrap_or(0),
+        ready: ready.try_into().unwrap_or(i32::MAX),
+        seen: true,
+        least: 1,
+    }))
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
 /// The pods of a workload.
 #[derive(Clone, Copy, Debug)]
 enum Pods {
-    /// How many it wants and how many are ready; `seen` when its controller knows of the present spec.
-    Counted { wanted: i32, ready: i32, seen: bool },
+    /// How many it wants and how many are ready, of which there must be at least so many; `seen` when its controller
+    /// knows of the present spec.
+    Counted { wanted: i32, ready: i32, seen: bool, least: i32 },
     /// They run by a schedule.
     Scheduled { suspended: bool },
 }
@@ -268,8 +319,8 @@ fn readiness(what: &str, min_ready: Option<i32>, pods: Pods) -> (CheckState, Str
         Pods::Counted { seen: false, .. } => {
             (CheckState::Failing, format!("{what} was changed and its controller has not seen it yet"))
         }
-        Pods::Counted { wanted, ready, .. } => {
-            let enough = min_ready.unwrap_or(wanted).max(1);
+        Pods::Counted { wanted, ready, least, .. } => {
+            let enough = min_ready.unwrap_or(wanted).max(least);
             let state = if ready >= enough { CheckState::Passing } else { CheckState::Failing };
             (state, format!("{what}: {ready} pods ready, wanted at least {enough}"))
         }
@@ -394,8 +445,12 @@ mod tests {
         #[case] ready: i32,
         #[case] state: CheckState,
     ) {
-        assert_eq!(readiness("Deployment t/bot", min, Pods::Counted { wanted, ready, seen: true }).0, state);
-        let unseen = Pods::Counted { wanted, ready, seen: false };
+        let pods = |seen, least| Pods::Counted { wanted, ready, seen, least };
+        assert_eq!(readiness("Deployment t/bot", min, pods(true, 1)).0, state);
+        let without_node = (wanted, min) == (0, None);
+        let of_daemon_set = if without_node { CheckState::Passing } else { state };
+        assert_eq!(readiness("DaemonSet t/bot", min, pods(true, 0)).0, of_daemon_set);
+        let unseen = pods(false, 1);
         assert_eq!(readiness("Deployment t/bot", min, unseen).0, CheckState::Failing);
     }
 

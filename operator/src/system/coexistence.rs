@@ -7,7 +7,7 @@ use k8s_openapi::{
     api::autoscaling::v2::HorizontalPodAutoscaler, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
 };
 use kube::ResourceExt;
-use standfast_crds::v1alpha1::shorten;
+use standfast_crds::v1alpha1::{WorkloadKind, shorten};
 
 use crate::workloads::View;
 
@@ -102,15 +102,21 @@ pub(super) fn named(trading: &[View], autoscalers: &[Autoscaler]) -> Vec<String>
 /// Field managers that keep a workload's replicas as they are in Git.
 const GIT: [&str; 4] = ["argocd", "flux", "kustomize-controller", "helm-controller"];
 
-/// The field manager that applies `spec.replicas` (or a CronJob's `suspend`) of a workload from Git or a chart.
-pub(super) fn git_manager(fields: &[ManagedFieldsEntry]) -> Option<&str> {
+/// The field manager that applies what a halt changes of a workload from Git or a chart: `spec.replicas`, a CronJob's
+/// `suspend`, or a DaemonSet's node selector, which is applied as a whole.
+pub(super) fn git_manager(kind: WorkloadKind, fields: &[ManagedFieldsEntry]) -> Option<&str> {
     fields
         .iter()
         .filter(|f| f.subresource.as_deref().unwrap_or_default().is_empty())
         .filter(|f| {
             f.fields_v1.as_ref().is_some_and(|v| {
                 let spec = &v.0["f:spec"];
-                !spec["f:replicas"].is_null() || !spec["f:suspend"].is_null()
+                !match kind {
+                    WorkloadKind::CronJob => &spec["f:suspend"],
+                    WorkloadKind::DaemonSet => &spec["f:template"]["f:spec"]["f:nodeSelector"],
+                    _ => &spec["f:replicas"],
+                }
+                .is_null()
             })
         })
         .filter_map(|f| f.manager.as_deref())
@@ -121,7 +127,6 @@ pub(super) fn git_manager(fields: &[ManagedFieldsEntry]) -> Option<&str> {
 mod tests {
     use rstest::rstest;
     use serde_json::{Value, json};
-    use standfast_crds::v1alpha1::WorkloadKind;
 
     use super::*;
     use crate::workloads::Key;
@@ -183,6 +188,15 @@ mod tests {
         assert_eq!(named(&[view("bot", labels, annotations)], &[]), [expected]);
     }
 
+    #[rstest]
+    #[case(WorkloadKind::CronJob, json!({"f:suspend": {}}), true)]
+    #[case(WorkloadKind::CronJob, json!({"f:replicas": {}}), false)]
+    #[case(WorkloadKind::DaemonSet, json!({"f:template": {"f:spec": {"f:nodeSelector": {}}}}), true)]
+    #[case(WorkloadKind::Deployment, json!({"f:template": {"f:spec": {"f:nodeSelector": {}}}}), false)]
+    fn what_a_halt_changes_depends_on_the_kind(#[case] kind: WorkloadKind, #[case] spec: Value, #[case] found: bool) {
+        assert_eq!(git_manager(kind, &[entry("flux", json!({"f:spec": spec}), "")]).is_some(), found);
+    }
+
     #[test]
     fn a_manager_of_many_is_named_once() {
         let views: Vec<_> =
@@ -203,7 +217,7 @@ mod tests {
     #[rstest]
     #[case("argocd-controller", json!({"f:spec": {"f:replicas": {}}}), "", Some("argocd-controller"))]
     #[case("kustomize-controller", json!({"f:spec": {"f:replicas": {}}}), "", Some("kustomize-controller"))]
-    #[case("helm", json!({"f:spec": {"f:suspend": {}}}), "", None)]
+    #[case("argocd-controller", json!({"f:spec": {"f:suspend": {}}}), "", None)]
     #[case("argocd-controller", json!({"f:spec": {"f:template": {}}}), "", None)]
     #[case("kubectl-client-side-apply", json!({"f:spec": {"f:replicas": {}}}), "", None)]
     #[case("helmsman", json!({"f:spec": {"f:replicas": {}}}), "", None)]
@@ -214,6 +228,6 @@ mod tests {
         #[case] subresource: &str,
         #[case] expected: Option<&str>,
     ) {
-        assert_eq!(git_manager(&[entry(manager, fields, subresource)]), expected);
+        assert_eq!(git_manager(WorkloadKind::Deployment, &[entry(manager, fields, subresource)]), expected);
     }
 }

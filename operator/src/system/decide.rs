@@ -27,7 +27,7 @@ const PROBLEMS: usize = 64;
 const WORKLOADS: usize = 1000;
 
 /// Problems in the order of what to repair first. What is not listed comes last.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "InvalidSpec",
     "NoVenues",
     "NamespaceExcluded",
@@ -44,6 +44,7 @@ const ORDER: [&str; 18] = [
     "ReadsFromHaltedWorkload",
     "JobRefused",
     "SharedWorkload",
+    "ScaleNotReadable",
     "SelectorNotPlainLabels",
     "GitOpsConflict",
 ];
@@ -155,7 +156,7 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
 
 /// As a halt would record it now.
 fn latched(view: &View) -> LatchedWorkload {
-    let scaled = view.key.kind != WorkloadKind::CronJob;
+    let scaled = !view.key.kind.is_switched();
     LatchedWorkload {
         kind: view.key.kind,
         name: view.key.name.clone(),
@@ -168,7 +169,7 @@ fn latched(view: &View) -> LatchedWorkload {
 }
 
 fn workload(view: &View) -> WorkloadStatus {
-    let scaled = view.key.kind != WorkloadKind::CronJob;
+    let scaled = !view.key.kind.is_switched();
     WorkloadStatus { kind: view.key.kind, name: view.key.name.clone(), replicas: scaled.then_some(view.replicas) }
 }
 
@@ -315,6 +316,7 @@ fn selectors(trading: &[View]) -> Vec<Problem> {
         .map(|v| {
             let what = match v.key.kind {
                 WorkloadKind::CronJob => "jobTemplate has no pod labels",
+                WorkloadKind::Scalable(_) => "selector is not in its status, or is more than labels",
                 _ => "selector has matchExpressions or no labels",
             };
             let message = format!(

@@ -155,6 +155,7 @@ impl SystemReconciler {
             halt_transport,
             parts.checker.clone(),
             parts.guardrails.clone(),
+            parts.workloads.kinds().clone(),
         );
         let rounds = Rounds::new(Arc::new(surveyor), parts.checker.clone(), parts.trigger.clone());
         Self { parts, rounds }

@@ -1,6 +1,7 @@
 //! What the operator must be allowed to do for a halt, and whether it is.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -15,34 +16,35 @@ use super::{
     prepared::{Survey, read, some_at_once},
     spec::{self, problem},
 };
-use crate::workloads::View;
+use crate::{kinds::Kinds, workloads::View};
 
 /// How long a permission that was there is taken to be there.
 const PERMISSION_KEEP: Duration = Duration::from_secs(300);
 /// Something that the operator must be allowed to do in a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Permission {
     verb: &'static str,
-    group: &'static str,
-    resource: &'static str,
+    group: Cow<'static, str>,
+    resource: Cow<'static, str>,
     subresource: &'static str,
 }
 
 /// Asks for permissions, and remembers for a while those that were there.
 pub(super) struct Permissions {
     client: Client,
+    kinds: Kinds,
     allowed: Mutex<HashMap<(String, Permission), Instant>>,
 }
 
 impl Permissions {
-    pub fn new(client: Client) -> Self {
-        Self { client, allowed: Mutex::default() }
+    pub fn new(client: Client, kinds: Kinds) -> Self {
+        Self { client, kinds, allowed: Mutex::default() }
     }
 
     /// Which of the permissions that a halt of this system needs are missing.
     pub async fn survey(&self, namespace: &str, spec: &TradingSystemSpec, trading: &[View]) -> Survey {
-        let wanted = needed(spec, trading);
-        let questions = wanted.iter().map(|p| async move { (p, self.permitted(namespace, *p).await) });
+        let wanted = needed(spec, trading, &self.kinds);
+        let questions = wanted.iter().map(|p| async move { (p, self.permitted(namespace, p).await) });
         let mut survey = Survey::default();
         for (permission, answer) in some_at_once(questions).await {
             match answer {
@@ -54,8 +56,8 @@ impl Permissions {
         survey
     }
 
-    async fn permitted(&self, namespace: &str, permission: Permission) -> Result<bool, String> {
-        let key = (namespace.to_owned(), permission);
+    async fn permitted(&self, namespace: &str, permission: &Permission) -> Result<bool, String> {
+        let key = (namespace.to_owned(), permission.clone());
         let lock = || self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
         if lock().get(&key).is_some_and(|at| at.elapsed() < PERMISSION_KEEP) {
             return Ok(true);
@@ -85,19 +87,24 @@ impl std::fmt::Display for Permission {
 }
 
 impl Permission {
-    const fn new(verb: &'static str, group: &'static str, resource: &'static str, subresource: &'static str) -> Self {
-        Self { verb, group, resource, subresource }
+    fn new(
+        verb: &'static str,
+        group: impl Into<Cow<'static, str>>,
+        resource: impl Into<Cow<'static, str>>,
+        subresource: &'static str,
+    ) -> Self {
+        Self { verb, group: group.into(), resource: resource.into(), subresource }
     }
 
-    fn review(self, namespace: &str) -> SelfSubjectAccessReview {
+    fn review(&self, namespace: &str) -> SelfSubjectAccessReview {
         let text = |t: &str| (!t.is_empty()).then(|| t.to_owned());
         SelfSubjectAccessReview {
             spec: SelfSubjectAccessReviewSpec {
                 resource_attributes: Some(ResourceAttributes {
                     namespace: text(namespace),
                     verb: text(self.verb),
-                    group: Some(self.group.to_owned()),
-                    resource: text(self.resource),
+                    group: Some(self.group.to_string()),
+                    resource: text(&self.resource),
                     subresource: text(self.subresource),
                     ..ResourceAttributes::default()
                 }),
@@ -107,7 +114,7 @@ impl Permission {
         }
     }
 
-    fn missing(self, namespace: &str) -> Problem {
+    fn missing(&self, namespace: &str) -> Problem {
         problem(
             "PermissionMissing",
             format!(
@@ -119,7 +126,7 @@ impl Permission {
 }
 
 /// What halting this system needs.
-fn needed(spec: &TradingSystemSpec, trading: &[View]) -> Vec<Permission> {
+fn needed(spec: &TradingSystemSpec, trading: &[View], kinds: &Kinds) -> Vec<Permission> {
     let mut wanted = vec![
         Permission::new("update", "standfast.dev", "tradinghalts", "status"),
         Permission::new("release", "standfast.dev", "tradinghalts", ""),
@@ -140,10 +147,19 @@ fn needed(spec: &TradingSystemSpec, trading: &[View]) -> Vec<Permission> {
             wanted.push(Permission::new("patch", "apps", resource, "scale"));
         }
     }
+    for kind in kinds.scalable().iter().filter(|k| has(k.kind)) {
+        for verb in ["get", "patch"] {
+            wanted.push(Permission::new(verb, kind.group.clone(), kind.plural.clone(), "scale"));
+        }
+    }
     if has(WorkloadKind::CronJob) {
         wanted.push(Permission::new("patch", "batch", "cronjobs", ""));
         wanted.push(Permission::new("list", "batch", "jobs", ""));
         wanted.push(Permission::new("patch", "batch", "jobs", ""));
+    }
+    if has(WorkloadKind::DaemonSet) {
+        wanted.push(Permission::new("get", "apps", "daemonsets", ""));
+        wanted.push(Permission::new("patch", "apps", "daemonsets", ""));
     }
     if !spec::jobs(spec).is_empty() {
         wanted.push(Permission::new("create", "batch", "jobs", ""));
@@ -169,6 +185,8 @@ mod tests {
             "workloads": [
                 {"kind": "Deployment", "name": "bot", "role": "Trading"},
                 {"kind": "CronJob", "name": "rebalance", "role": "Trading"},
+                {"kind": "DaemonSet", "name": "probe", "role": "Trading"},
+                {"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "canary", "role": "Trading"},
             ],
             "venues": [{
                 "name": "alpaca",
@@ -179,10 +197,13 @@ mod tests {
             }],
         }))
         .unwrap();
-        let wanted: Vec<_> = needed(&spec, &[]).iter().map(ToString::to_string).collect();
+        let kinds = "argoproj.io/v1alpha1/Rollout/rollouts,apps.kruise.io/v1alpha1/CloneSet/clonesets".parse().unwrap();
+        let wanted: Vec<_> = needed(&spec, &[], &kinds).iter().map(ToString::to_string).collect();
         for needed in [
             "patch deployments/scale",
             "patch cronjobs",
+            "patch daemonsets",
+            "patch rollouts/scale",
             "patch jobs",
             "create jobs",
             "get secrets",
@@ -191,7 +212,7 @@ mod tests {
         ] {
             assert!(wanted.iter().any(|w| w == needed), "{needed}");
         }
-        assert!(!wanted.iter().any(|w| w.contains("statefulsets")));
+        assert!(!wanted.iter().any(|w| w.contains("statefulsets") || w.contains("clonesets")));
         let review = Permission::new("patch", "apps", "deployments", "scale").review("trading");
         let attributes = review.spec.resource_attributes.unwrap();
         assert_eq!(attributes.subresource.as_deref(), Some("scale"));

@@ -6,16 +6,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::{StreamExt, stream};
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, StatefulSet},
-        autoscaling::v2::HorizontalPodAutoscaler,
-        batch::v1::CronJob,
+        autoscaling::{v1::Scale, v2::HorizontalPodAutoscaler},
         core::v1::Service,
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ListParams},
+    api::{DynamicObject, ListParams},
 };
 use serde_json::Value;
 use standfast_crds::{
@@ -33,8 +31,9 @@ use crate::{
     calls::Caller,
     guardrails::{GuardrailState, Guardrails, namespace_enabled, namespace_excluded},
     jobs::{self, JobError},
+    kinds::Kinds,
     outbound::{Call, CallError, Transport},
-    workloads::{Key, View},
+    workloads::{Key, View, parse_selector},
 };
 
 /// The longest that one call may take.
@@ -75,6 +74,7 @@ pub(super) struct Surveyor {
     checker: Checker,
     guardrails: Guardrails,
     permissions: Permissions,
+    kinds: Kinds,
 }
 
 impl Surveyor {
@@ -85,8 +85,10 @@ impl Surveyor {
         halt_transport: Arc<dyn Transport>,
         checker: Checker,
         guardrails: Guardrails,
+        kinds: Kinds,
     ) -> Self {
-        Self { permissions: Permissions::new(client.clone()), client, caller, halt_transport, checker, guardrails }
+        let permissions = Permissions::new(client.clone(), kinds.clone());
+        Self { permissions, client, caller, halt_transport, checker, guardrails, kinds }
     }
 
     /// What may change any minute: namespace, guardrails, Secrets, endpoints. Keeps the connections warm that a halt would use.
@@ -205,9 +207,9 @@ impl Surveyor {
         let mut labels: Vec<(Key, BTreeMap<String, String>)> = vec![];
         // Of each only what is needed is kept: there may be a thousand.
         let reads = trading.iter().map(|view| async move {
-            let object = whole(&self.client, &view.key).await?;
+            let object = whole(&self.client, &self.kinds, &view.key).await?;
             // It may have gone since the cache was read, which is told when the cache has seen it.
-            Ok(object.map(|object| (&view.key, git_manager(&object), template_labels(&object))))
+            Ok(object.map(|object| (&view.key, git_manager(view.key.kind, &object), template_labels(&object))))
         });
         for read in some_at_once(reads).await {
             match read {
@@ -222,6 +224,7 @@ impl Surveyor {
             }
         }
         survey.problems.extend(managers.iter().map(|(manager, keys)| git_problem(manager, keys)));
+        survey.problems.extend(self.scales(trading).await);
 
         let api: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         for (name, users) in spec::services(namespace, &spec::requests(spec)) {
@@ -238,9 +241,45 @@ impl Surveyor {
     }
 }
 
+impl Surveyor {
+    /// What the scale subresource tells otherwise than what a halt goes by.
+    async fn scales(&self, trading: &[View]) -> Vec<Problem> {
+        let listed = trading.iter().filter_map(|view| Some((view, self.kinds.get(view.key.kind)?)));
+        let reads = listed.map(|(view, kind)| async move {
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(self.client.clone(), &view.key.namespace, &kind.resource());
+            let scale = read(&format!("reading the scale of {}", view.key), api.get_scale(&view.key.name)).await;
+            scale_problem(view, scale)
+        });
+        some_at_once(reads).await.into_iter().flatten().collect()
+    }
+}
+
+/// What stands in the way of stopping a workload by its scale subresource. How many replicas it tells may change at any
+/// moment; what it selects does not.
+fn scale_problem(view: &View, scale: Result<Scale, String>) -> Option<Problem> {
+    let why = match scale {
+        Ok(scale) => {
+            let selector = scale.status.and_then(|s| s.selector).unwrap_or_default();
+            // Others are told as SelectorNotPlainLabels.
+            let labels = parse_selector(&selector).filter(|labels| view.match_labels.as_ref() != Some(labels))?;
+            let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            format!(
+                "{}: its scale selects pods by {}, which is not at the selectorPath that scalableKinds of the charts \
+                 gives",
+                view.key,
+                labels.join(",")
+            )
+        }
+        Err(why) => format!("{why}: a halt stops it by its scale; are its spec.replicas written, and may it be read?"),
+    };
+    Some(problem("ScaleNotReadable", why))
+}
+
 /// Which of these checks only pods of these workloads answer: the names of those that go to a Service of theirs.
 pub async fn answered_by(
     client: &Client,
+    kinds: &Kinds,
     namespace: &str,
     asked: &[Check],
     workloads: &[Key],
@@ -255,7 +294,7 @@ pub async fn answered_by(
     }
     let reads = workloads
         .iter()
-        .map(|key| async move { whole(client, key).await.map(|object| object.as_ref().map(template_labels)) });
+        .map(|key| async move { whole(client, kinds, key).await.map(|object| object.as_ref().map(template_labels)) });
     let labels: Vec<_> = some_at_once(reads).await.into_iter().collect::<Result<_, _>>()?;
     let api: Api<Service> = Api::namespaced(client.clone(), namespace);
     let mut answered = vec![];
@@ -270,12 +309,8 @@ pub async fn answered_by(
     Ok(answered)
 }
 
-async fn whole(client: &Client, key: &Key) -> Result<Option<DynamicObject>, String> {
-    let resource = match key.kind {
-        WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
-        WorkloadKind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
-        WorkloadKind::CronJob => ApiResource::erase::<CronJob>(&()),
-    };
+async fn whole(client: &Client, kinds: &Kinds, key: &Key) -> Result<Option<DynamicObject>, String> {
+    let resource = kinds.resource(key.kind)?;
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
     read(&format!("reading {key}"), api.get_opt(&key.name)).await
 }
@@ -399,8 +434,8 @@ fn endpoints<'a>(calls: &[Prepared<'a>]) -> Vec<Endpoint<'a>> {
     hosts.into_values().collect()
 }
 
-fn git_manager(object: &DynamicObject) -> Option<String> {
-    coexistence::git_manager(object.metadata.managed_fields.as_deref()?).map(str::to_owned)
+fn git_manager(kind: WorkloadKind, object: &DynamicObject) -> Option<String> {
+    coexistence::git_manager(kind, object.metadata.managed_fields.as_deref()?).map(str::to_owned)
 }
 
 /// The labels of the pods that a workload makes.
@@ -421,7 +456,7 @@ fn git_problem(manager: &str, keys: &[Key]) -> Problem {
         "GitOpsConflict",
         format!(
             "{manager} sets the size of {first}{more}: while halted its whole sync would be refused; take \
-             spec.replicas (of a CronJob: suspend) out of the manifests"
+             spec.replicas (of a CronJob: suspend; of a DaemonSet: nodeSelector, for nodeAffinity) out of the manifests"
         ),
     )
 }

@@ -1,7 +1,8 @@
 use std::convert::Infallible;
 
 use http::{Method, Request, Response};
-use kube::client::Body;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{api::ApiResource, client::Body};
 use rstest::rstest;
 use serde_json::json;
 use standfast_crds::v1alpha1::TradingSystem;
@@ -127,7 +128,12 @@ fn checker(client: &Client, caller: &Caller) -> Checker {
     let guard = Arc::new(Guard::new(GuardConfig::default()));
     let names = Names::of(&[("metrics.test", &[&["203.0.113.5"]]), ("metadata.test", &[&["169.254.169.254"]])]);
     let connector = Connector::new(guard, names, vec![]).unwrap();
-    Checker::new(caller.clone(), Databases::new(client.clone(), connector, vec![]).unwrap(), client.clone())
+    Checker::new(
+        caller.clone(),
+        Databases::new(client.clone(), connector, vec![]).unwrap(),
+        client.clone(),
+        Kinds::default(),
+    )
 }
 
 #[tokio::test]
@@ -135,7 +141,14 @@ async fn checks_by_name_are_looked_at_before_they_are_needed() {
     let client = empty_cluster();
     let caller = Caller::new(Arc::new(transport()), client.clone(), Metrics::new());
     let (halts, checker) = (Arc::new(transport()), checker(&client, &caller));
-    let surveyor = Surveyor::new(client.clone(), caller, halts, checker, Guardrails::new(client));
+    let surveyor = Surveyor::new(
+        client.clone(),
+        caller,
+        halts,
+        checker,
+        Guardrails::new(client, &Kinds::default()),
+        Kinds::default(),
+    );
     let query = |name: &str, host: &str, auth: Value| {
         json!({"name": name, "group": "monitoring", "prometheus": {
             "url": format!("https://{host}"), "query": "up", "expect": {"equals": 1}, "auth": auth}})
@@ -191,7 +204,14 @@ async fn what_a_halt_calls_is_kept_warm_for_halts() {
         let (halts, others) = (Arc::new(transport()), Arc::new(transport()));
         let caller = Caller::new(others.clone(), client.clone(), Metrics::new());
         let checker = checker(&client, &caller);
-        let surveyor = Surveyor::new(client.clone(), caller, halts.clone(), checker, Guardrails::new(client.clone()));
+        let surveyor = Surveyor::new(
+            client.clone(),
+            caller,
+            halts.clone(),
+            checker,
+            Guardrails::new(client.clone(), &Kinds::default()),
+            Kinds::default(),
+        );
         for _ in 0..looks {
             surveyor.near("trading", &spec).await;
             // Until the next look, and more.
@@ -295,7 +315,17 @@ fn workloads(count: usize) -> (Surveyor, Vec<View>) {
     };
     let views = (0..count).map(|n| view(format!("bot-{n}"))).collect();
     let checker = checker(&client, &caller);
-    (Surveyor::new(client.clone(), caller, transport, checker, Guardrails::new(client)), views)
+    (
+        Surveyor::new(
+            client.clone(),
+            caller,
+            transport,
+            checker,
+            Guardrails::new(client, &Kinds::default()),
+            Kinds::default(),
+        ),
+        views,
+    )
 }
 
 #[tokio::test]
@@ -348,6 +378,6 @@ async fn checks_that_only_halted_pods_answer_are_told_by_the_services_they_go_to
         .unwrap(),
     ];
     let key = |name: &str| Key { namespace: "trading".into(), kind: WorkloadKind::Deployment, name: name.into() };
-    let answered = answered_by(&client, "trading", &checks, &[key("bot"), key("deleted")]).await;
+    let answered = answered_by(&client, &Kinds::default(), "trading", &checks, &[key("bot"), key("deleted")]).await;
     assert_eq!(answered, Ok(["own-too", "port", "series", "z-own"].map(str::to_owned).to_vec()));
 }

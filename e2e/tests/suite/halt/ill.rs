@@ -177,7 +177,8 @@ async fn a_halt_is_committed_within_seconds_although_every_watch_is_dead() -> Re
     let layers = faults.operator();
     let clients = move |plain: Client| Clients { watch: layers.watches(plain.clone()), ..Clients::same(&plain, 64) };
     let _operator = world.operator_of(clients, |transport| transport).await?;
-    let all = ["tradingsystems", "tradinghalts", "tradingresumes", "deployments", "statefulsets", "cronjobs"];
+    let all =
+        ["tradingsystems", "tradinghalts", "tradingresumes", "deployments", "statefulsets", "cronjobs", "daemonsets"];
     let watched = || all.iter().all(|kind| faults.watched().contains(*kind)).then_some(());
     world.until("everything is watched", async || Ok(watched())).await?;
     faults.kill_watches();

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::{CronJob, Job},
-    core::v1::Pod,
+    core::v1::{Node, Pod},
 };
 use kube::{
-    ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use standfast_crds::v1alpha1::{
     HaltPhase, ResumePhase, TradingHaltStatus, TradingSystem, WorkloadKind, halt_conditions as c,
 };
@@ -172,4 +172,67 @@ async fn s1_16_a_stateful_set_is_stopped_held_and_brought_back() -> Result<()> {
     world.resume_in("go-on", ResumePhase::Completed).await?;
     assert_eq!(size().await?, Some(3));
     world.until("three pods are ready again", ready).await
+}
+
+/// A DaemonSet that leaves the replacing of its pods to people.
+async fn daemon_set(world: &World, name: &str, node_selector: Value) -> Result<()> {
+    world
+        .create::<DaemonSet>(json!({"metadata": {"name": name}, "spec": {"updateStrategy": {"type": "OnDelete"},
+            "selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name}},
+                "spec": {"terminationGracePeriodSeconds": 1, "nodeSelector": node_selector,
+                    // Nobody tells that the node is ready.
+                    "tolerations": [{"operator": "Exists"}], "containers": [{"name": "bot", "image": "bot"}]}}}}))
+        .await
+        .map(drop)
+}
+
+/// S1-16, S1-35
+#[tokio::test]
+async fn s1_16_a_daemon_set_is_kept_from_all_nodes_and_goes_back_to_its_own() -> Result<()> {
+    let world = world("daemon").await?;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let node = json!({"metadata": {"name": world.namespace, "labels": {"world": world.namespace}}});
+    nodes.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
+    let mine = json!({"world": world.namespace});
+    let halted = json!({"standfast.dev/halted": "true"});
+    for (name, selector) in [("some", mine.clone()), ("all", Value::Null), ("none", halted.clone())] {
+        daemon_set(&world, name, selector).await?;
+    }
+    let ready = async || {
+        let sets = world.api::<DaemonSet>().list(&ListParams::default()).await?.items;
+        let ready = sets.iter().filter_map(|s| s.status.as_ref()).filter(|s| s.number_ready == 1).count();
+        Ok((ready == 2).then_some(()))
+    };
+    world.until("two of them run", ready).await?;
+    let workloads: Vec<_> =
+        ["some", "all", "none"].iter().map(|n| json!({"kind": "DaemonSet", "name": n, "role": "Trading"})).collect();
+    world.system(&[], json!({"workloads": workloads})).await?;
+    let _operator = world.operator().await?;
+    world.halt("stale", json!({})).await?;
+    let status = world.halted("stale").await?;
+    let kept: BTreeMap<_, _> = status.workloads.iter().map(|w| (w.name.as_str(), w.suspended)).collect();
+    assert_eq!(kept, BTreeMap::from([("all", Some(false)), ("none", Some(true)), ("some", Some(false))]));
+    assert_eq!(says(&status, c::CONTENDED).0, "False", "{}", message(&status, c::CONTENDED));
+    let selected = async |name: &str| {
+        let set = world.api::<DaemonSet>().get(name).await?;
+        anyhow::Ok(json!(set.spec.and_then(|s| s.template.spec).and_then(|s| s.node_selector)))
+    };
+    let both = json!({"standfast.dev/halted": "true", "world": world.namespace});
+    assert_eq!(
+        [selected("some").await?, selected("all").await?, selected("none").await?],
+        [both, halted.clone(), halted.clone()]
+    );
+    assert_eq!((world.pods("some").await?.len(), world.pods("all").await?.len()), (0, 0));
+    let back = json!({"spec": {"template": {"spec": {"nodeSelector": {"standfast.dev/halted": null}}}}});
+    let refused = world.patch::<DaemonSet>("some", back).await.expect_err("the latch refuses");
+    assert!(refused.to_string().contains("prices are stale"), "{refused}");
+    world.resume("go-on", "stale").await?;
+    let resume = world.resume_in("go-on", ResumePhase::Completed).await?;
+    let steps = resume.status.unwrap_or_default().steps;
+    let waited = steps.iter().find(|s| s.name == "ready").and_then(|s| s.message.as_deref());
+    assert_eq!(waited, Some("2 workloads are ready"));
+    assert_eq!([selected("some").await?, selected("all").await?, selected("none").await?], [mine, Value::Null, halted]);
+    world.until("two of them run again", ready).await?;
+    nodes.delete(&world.namespace, &DeleteParams::default()).await?;
+    Ok(())
 }

@@ -26,6 +26,10 @@ fn nightly(suspended: bool) -> LatchedWorkload {
     workload(json!({"kind": "CronJob", "name": "nightly", "suspended": suspended}))
 }
 
+fn daemon(kept: bool) -> LatchedWorkload {
+    workload(json!({"kind": "DaemonSet", "name": "probe", "suspended": kept}))
+}
+
 #[rstest]
 #[case(bot(10), 25, Some(Size::Replicas(3)))]
 #[case(bot(10), 30, Some(Size::Replicas(3)))]
@@ -37,6 +41,9 @@ fn nightly(suspended: bool) -> LatchedWorkload {
 #[case(nightly(false), 99, None)]
 #[case(nightly(false), 100, Some(Size::Suspended(false)))]
 #[case(nightly(true), 100, None)]
+#[case(daemon(false), 99, None)]
+#[case(daemon(false), 100, Some(Size::Suspended(false)))]
+#[case(daemon(true), 100, None)]
 fn a_share_is_rounded_up(#[case] workload: LatchedWorkload, #[case] percent: u32, #[case] expected: Option<Size>) {
     assert_eq!(target(&workload, percent), expected);
 }

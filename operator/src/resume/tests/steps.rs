@@ -27,6 +27,7 @@ use crate::{
     calls::Caller,
     engine::{Acted, Observation, Step},
     guardrails::Guardrails,
+    kinds::Kinds,
     metrics::Metrics,
     outbound::{
         Call, CallError, Reply, Transport,
@@ -113,7 +114,7 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
     let guard = Arc::new(Guard::new(GuardConfig::default()));
     let connector = Connector::new(guard, Arc::new(SystemResolver::default()), vec![]).unwrap();
     let databases = Databases::new(client.clone(), connector, vec![]).unwrap();
-    let (workloads, _feed) = Workloads::open(&client, &Scope::Cluster, |_, _| {});
+    let (workloads, _feed) = Workloads::open(&client, &Scope::Cluster, &Kinds::default(), |_, _| {});
     Arc::new(Context {
         namespace: "bots".into(),
         name: "go".into(),
@@ -132,10 +133,10 @@ fn context_of(client: Client, venue: &Arc<Mutex<Venue>>) -> Arc<Context> {
         requested_at: Some(at(REQUESTED)),
         until: at(BORN + 3600),
         outside: Arc::new(Outside {
-            checker: Checker::new(caller.clone(), databases, client.clone()),
+            checker: Checker::new(caller.clone(), databases, client.clone(), Kinds::default()),
             caller: Arc::new(caller),
-            guardrails: Guardrails::new(client.clone()),
-            scaler: Scaler::new(client.clone()),
+            guardrails: Guardrails::new(client.clone(), &Kinds::default()),
+            scaler: Scaler::new(client.clone(), &Kinds::default()),
             client,
             workloads,
         }),
