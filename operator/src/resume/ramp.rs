@@ -2,7 +2,6 @@
 
 use standfast_crds::v1alpha1::{
     Check, CheckSelection, LatchedWorkload, Limit, ResumePolicy, Stage, StepState, StepStatus, TradingSystemSpec,
-    WorkloadKind,
 };
 
 use super::{
