@@ -4,7 +4,13 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::ResourceExt;
 
-use crate::v1alpha1::{HaltPhase, HaltSummary, LatchedWorkload, TradingHalt, TradingHaltStatus, WorkloadKind, shorten};
+use crate::v1alpha1::{
+    HaltPhase, HaltSummary, LatchedWorkload, TradingHalt, TradingHaltStatus, WorkloadKind, condition,
+    halt_conditions::HALTED, shorten,
+};
+
+/// Reason of `Halted` of a halt of several systems that could not be told which there are, and tries again.
+pub const NOT_LISTED: &str = "SystemsNotListed";
 
 /// Whether the halt committed itself and has not been released.
 pub fn holds(halt: &TradingHalt) -> bool {
@@ -13,7 +19,8 @@ pub fn holds(halt: &TradingHalt) -> bool {
 
 /// Whether this halt, of several systems, has still to make the one for this system, or to say that it makes none.
 pub fn about_to_halt(group: &TradingHalt, system: &str) -> bool {
-    let unseen = |s: &TradingHaltStatus| s.systems.is_empty() && s.conditions.is_empty();
+    let chosen = |s: &TradingHaltStatus| condition(&s.conditions, HALTED).is_some_and(|c| c.reason != NOT_LISTED);
+    let unseen = |s: &TradingHaltStatus| s.systems.is_empty() && !chosen(s);
     let status = group.status.as_ref();
     group.spec.is_group()
         && group.metadata.deletion_timestamp.is_none()

@@ -113,8 +113,9 @@ impl HaltView {
         let of = |e: &SystemHalt| {
             let numbers =
                 if e.phase == HaltPhase::Released { String::new() } else { numbers(e.running_pods, e.open_orders) };
-            let said = e.message.iter().filter(|_| !proven(e, now)).map(|m| format!(": {m}"));
-            format!("{} {}: {}{numbers}{}", e.system, e.halt, word(e, now).1, said.collect::<String>())
+            // Of one that is proven: that positions were kept.
+            let said = e.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
+            format!("{} {}: {}{numbers}{said}", e.system, e.halt, word(e, now).1)
         };
         std::iter::once(self.progress()).chain(self.systems.iter().map(of)).collect()
     }
@@ -167,13 +168,9 @@ pub fn word(entry: &SystemHalt, now: Timestamp) -> (Style, &'static str) {
 pub fn systems(view: &HaltView, now: Timestamp) -> Vec<Line> {
     let rows = view.systems.iter().map(|e| {
         let (style, said) = word(e, now);
-        let message = e.message.clone().filter(|_| !proven(e, now)).unwrap_or_default();
-        vec![
-            (Style::Bold, e.system.clone()),
-            (style, said.to_owned()),
-            (Style::Plain, e.halt.clone()),
-            (style, message),
-        ]
+        let message = e.message.clone().unwrap_or_default();
+        let look = if proven(e, now) { Style::Warn } else { style };
+        vec![(Style::Bold, e.system.clone()), (style, said.to_owned()), (Style::Plain, e.halt.clone()), (look, message)]
     });
     table(&rows.collect::<Vec<_>>(), 4)
 }
@@ -370,11 +367,12 @@ mod tests {
     #[test]
     fn a_halt_of_several_systems_has_a_line_for_each() {
         let entry = |system: &str, phase: &str, message: &str| {
+            let message = Some(message).filter(|m| !m.is_empty());
             json!({"system": system, "halt": format!("all-1-{system}"), "haltUid": "u", "phase": phase,
                 "openOrders": 0, "runningPods": 0, "verifiedUntil": time(180), "message": message})
         };
-        let systems = json!([entry("eq", "Halted", "proven"), entry("fx", "Unverified", "alpaca does not answer"),
-            {"system": "new", "halt": "all-1-new"}]);
+        let systems = json!([entry("eq", "Halted", ""), entry("fut", "Halted", "positions were kept: not allowed"),
+            entry("fx", "Unverified", "alpaca does not answer"), {"system": "new", "halt": "all-1-new"}]);
         let halt = group(systems, "Unverified");
         let view = HaltView::of(&halt, at(5));
         assert_eq!(
@@ -382,6 +380,7 @@ mod tests {
             [
                 "2 systems all-1: UNVERIFIED, pods not known, 3 open orders: 1 of 2 systems are halted",
                 "eq all-1-eq: HALTED, 0 pods, 0 open orders",
+                "fut all-1-fut: HALTED, 0 pods, 0 open orders: positions were kept: not allowed",
                 "fx all-1-fx: UNVERIFIED, 0 pods, 0 open orders: alpaca does not answer",
                 "new all-1-new: NOT HALTED YET, pods not known, orders not known",
             ]
@@ -391,12 +390,13 @@ mod tests {
         for part in [
             "2 systems  UNVERIFIED  all-1",
             "    eq   HALTED          all-1-eq",
+            "    fut  HALTED          all-1-fut  positions were kept: not allowed",
             "    fx   UNVERIFIED      all-1-fx   alpaca does not answer",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
         // Its word is no better than its oldest proof.
-        let halted = group(json!([entry("eq", "Halted", "proven")]), "Halted");
+        let halted = group(json!([entry("eq", "Halted", "")]), "Halted");
         let told = |now| HaltView::of(&halted, at(now)).word().1;
         assert_eq!((told(10), told(181)), ("HALTED".to_owned(), "UNVERIFIED".to_owned()));
         let mut unseen = halted;

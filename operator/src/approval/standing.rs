@@ -66,7 +66,7 @@ fn judge(
     if approval.spec.subject.kind == SubjectKind::TradingHalt {
         return match halts.iter().find(|h| h.name_any() == *name) {
             Some(halt) if halt.spec.is_group() => void(group::not_itself(halt)),
-            Some(halt) => judge_of_halt(approval, halt, systems, since, now),
+            Some(halt) => judge_of_halt(approval, halt, (halts, systems), since, now),
             None => void(format!("there is no TradingHalt {name} in namespace {namespace}")),
         };
     }
@@ -112,9 +112,8 @@ fn judge(
         Ok(plan) => plan,
         Err(why) => return (ApprovalPhase::Pending, why),
     };
-    let halt = halts.iter().find(|h| h.metadata.uid.as_ref() == Some(&plan.halt.uid));
     let born = resume.metadata.creation_timestamp.as_ref().map(|t| t.0);
-    let rules = match approval_rules(&plan, halt, born, since) {
+    let rules = match approval_rules(&plan, halts, born, since) {
         Ok(rules) => rules,
         Err(why) => return void(why),
     };
@@ -129,7 +128,7 @@ fn judge(
 fn judge_of_halt(
     approval: &Approval,
     halt: &TradingHalt,
-    systems: &[TradingSystem],
+    (halts, systems): (&[TradingHalt], &[TradingSystem]),
     since: Result<Timestamp, &str>,
     now: Timestamp,
 ) -> (ApprovalPhase, String) {
@@ -167,7 +166,7 @@ fn judge_of_halt(
     if !of_halt::asks(halt, &system.spec.halt_policy) {
         return void(format!("the TradingSystem's haltPolicy allows {} without approvals", action.as_str()));
     }
-    match of_halt::rules(halt, &system.spec.halt_policy, since) {
+    match of_halt::rules(halt, halts, &system.spec.halt_policy, since) {
         Err(why) => void(why),
         Ok(rules) => match ineligible(approval, &rules) {
             Some(why) => void(why),

@@ -1,20 +1,27 @@
 //! Approvals of what a halt asks to do to positions and its TradingSystem's policy does not allow.
 
+use std::time::Duration;
+
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
-use kube::{ResourceExt, runtime::controller::Action};
+use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
     ApprovalRequirement, CountedApproval, HaltPolicy, PositionAction, SubjectKind, TradingHalt, TradingHaltStatus,
-    shorten,
+    halt_conditions as c, is_true, shorten,
 };
+use tokio::time::Instant;
 
-use super::{HaltReconciler, evidence};
+use super::{GLANCE, HaltReconciler, evidence, group, memory::Memory};
 use crate::{
     approval::{
         self,
         count::{Count, Excluded, Rules, Subject, count},
     },
-    controller::Failure,
+    held,
 };
+
+/// After this long every look that began before another halt was known to close has written its intents: the longest
+/// that a status write may take, and some time for a watch.
+const KNOWN: Duration = Duration::from_secs(7);
 
 /// Whether people allow what the policy does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,16 +56,22 @@ pub fn subject(halt: &TradingHalt) -> Result<Subject, String> {
     Ok(Subject { kind: SubjectKind::TradingHalt, name, uid, hash })
 }
 
-/// Whose approvals count. Nobody allows what he asked for himself: an error says that who did is not certain. `since` is
-/// when names became true.
-pub fn rules(halt: &TradingHalt, policy: &HaltPolicy, since: Timestamp) -> Result<Rules, String> {
+/// Whose approvals count. Nobody allows what he asked for himself: an error says that who did is not certain. `halts` are
+/// those of the namespace, `since` is when names became true.
+pub fn rules(
+    halt: &TradingHalt,
+    halts: &[TradingHalt],
+    policy: &HaltPolicy,
+    since: Timestamp,
+) -> Result<Rules, String> {
     let repair = "create another TradingHalt with requestedBy";
     let Some(user) = &halt.spec.requested_by else {
         return Err(format!("who asked for the halt is not recorded, and nobody allows his own: {repair}"));
     };
-    if halt.metadata.creation_timestamp.as_ref().is_none_or(|t| t.0 <= since) {
+    if !group::requester_certain(halt, halts, since) {
         return Err(format!(
-            "who asked for the halt is not certain, it is older than the guardrails about names as they are now: {repair}"
+            "who asked for the halt is not certain, it is older than the guardrails about names as they are now, or was \
+             not made by the halt of several systems that it names: {repair}"
         ));
     }
     let mut requirements = policy.position_approvals.clone();
@@ -83,7 +96,8 @@ fn said(count: Count) -> Approved {
 }
 
 impl HaltReconciler {
-    /// Who allows what this halt asks for, live.
+    /// Who allows what this halt asks for, live. Nothing else waits for it: it is asked when everything is stopped, and
+    /// for a moment only.
     pub(super) async fn approved(
         &self,
         halt: &TradingHalt,
@@ -93,43 +107,57 @@ impl HaltReconciler {
         if !status.approvals.is_empty() {
             return Approved::Used;
         }
-        match policy {
-            Some(policy) if asks(halt, policy) => match self.guardrails.names_true_since().await {
+        // What is not known is not allowed, and that is said elsewhere.
+        let Some(policy) = policy.filter(|p| asks(halt, p)) else { return Approved::NotAsked };
+        if !is_true(&status.conditions, c::WORKLOADS_STOPPED) {
+            return Approved::Wanting("approvals are counted when everything is stopped".into());
+        }
+        let asked = async {
+            match self.guardrails.names_true_since().await {
                 Ok(since) => self.counted(halt, policy, since).await,
                 Err(why) => Approved::Wanting(format!("no approval counts while {why}")),
-            },
-            // What is not known is not allowed, and that is said elsewhere.
-            _ => Approved::NotAsked,
-        }
+            }
+        };
+        let late =
+            || Approved::Wanting("approvals cannot be counted now: the API server does not answer in time".into());
+        tokio::time::timeout(GLANCE, asked).await.unwrap_or_else(|_| late())
     }
 
     async fn counted(&self, halt: &TradingHalt, policy: &HaltPolicy, since: Timestamp) -> Approved {
         let namespace = halt.namespace().unwrap_or_default();
+        let halts = self.halts.read_namespace(&namespace);
         let counted = async {
-            let (rules, subject) = (rules(halt, policy, since)?, subject(halt)?);
+            let (rules, subject) = (rules(halt, &halts, policy, since)?, subject(halt)?);
             let approvals = approval::of_subject(&self.client, &namespace, &subject).await?;
             Ok(count(&subject, &rules, &approvals, since, Timestamp::now()))
         };
         counted.await.map_or_else(Approved::Wanting, said)
     }
 
-    /// Records who allowed it, before anything is done with it. Counted once more, with guardrails read just now.
-    pub(super) async fn use_up(
-        &self,
-        halt: &TradingHalt,
-        mut status: TradingHaltStatus,
-        policy: &HaltPolicy,
-    ) -> Result<Action, Failure> {
-        let counted = match self.guardrails.names_true_since_now().await {
-            Ok(since) => self.counted(halt, policy, since).await,
-            Err(why) => Approved::Wanting(why),
-        };
-        if let Approved::Granted(counted) = counted {
-            note(&mut status, halt, counted, Timestamp::now());
-            self.settle(self.write(halt, status).await)?;
+    /// Takes down who allowed it, to be written before anything is done with it. Counted once more, with guardrails
+    /// read just now.
+    pub(super) async fn use_up(&self, halt: &TradingHalt, status: &mut TradingHaltStatus, policy: &HaltPolicy) {
+        let Ok(since) = self.guardrails.names_true_since_now().await else { return };
+        if let Approved::Granted(counted) = self.counted(halt, policy, since).await {
+            note(status, halt, counted, Timestamp::now());
         }
-        // The next look closes: other halts of the system know by then that this one does.
-        Ok(Action::requeue(self.pace))
+    }
+
+    /// Whether another halt of the system, which closes positions too, may not know yet that this one was allowed to: a
+    /// look that began before may still be at work.
+    pub(super) fn unknown_yet(&self, halt: &TradingHalt, memory: &mut Memory) -> bool {
+        if halt.status.as_ref().is_none_or(|s| s.approvals.is_empty()) {
+            return false;
+        }
+        let since = memory.approved.get_or_insert_with(Instant::now);
+        let closes = |other: &TradingHalt| {
+            other.metadata.uid != halt.metadata.uid
+                && held::holds(other)
+                && other.spec.halts(halt.spec.system())
+                && other.spec.positions.action != PositionAction::Keep
+        };
+        let halts = self.halts.read_namespace(&halt.namespace().unwrap_or_default());
+        since.elapsed() < KNOWN && halts.iter().any(closes)
     }
 }
 

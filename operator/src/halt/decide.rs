@@ -224,7 +224,17 @@ pub enum Effect {
 impl Effect {
     /// Whether its intent has to be in the status before it is begun.
     pub fn needs_intent(&self) -> bool {
-        matches!(self, Self::CloseAll(..) | Self::CloseOne(..) | Self::Allow(..) | Self::Select(..))
+        self.closes_at().is_some()
+    }
+
+    /// The venue at which it closes positions, or prepares that.
+    pub fn closes_at(&self) -> Option<&str> {
+        match self {
+            Self::CloseAll(venue, _) | Self::CloseOne(venue, _) | Self::Allow(venue, _) | Self::Select(venue, _) => {
+                Some(venue)
+            }
+            _ => None,
+        }
     }
 }
 

@@ -87,11 +87,12 @@ fn what_is_not_there_is_not_halted() {
         (
             vec![in_phase("Released"), Member::Gone],
             10,
-            "Released",
-            "Released",
-            "1 of 2 halts were released, 1 deleted",
+            "Unverified",
+            "HaltDeleted",
+            "0 of 2 systems are halted, 1 released; b TradingHalt all-b was deleted",
             false,
         ),
+        (vec![Member::Gone, Member::Gone], 10, "Unverified", "HaltDeleted", "b TradingHalt all-b was deleted", false),
         // The proof of one is too old.
         (vec![in_phase("Halted")], 100, "Unverified", "Unverified", "too old to count", false),
     ] {
@@ -99,6 +100,39 @@ fn what_is_not_there_is_not_halted() {
         assert_eq!((said.phase.as_str(), said.halted.1, said.stuck), (phase, reason, stuck), "{members:?}");
         assert!(said.message.contains(part), "{part}: {}", said.message);
     }
+}
+
+/// Proven, and this condition `PositionsClosed`.
+fn halted_with(positions: (&str, &str, &str)) -> Member {
+    let Member::There(mut halt) = in_phase("Halted") else { unreachable!() };
+    let status = halt.status.as_mut().unwrap();
+    let (value, reason, message) = positions;
+    set_condition(&mut status.conditions, at(0), Some(1), (c::POSITIONS_CLOSED, value, reason), message.to_owned());
+    Member::There(halt)
+}
+
+#[test]
+fn positions_that_were_kept_are_told_of_proven_halts_too() {
+    let kept = || halted_with(("False", "NotAllowed", "positions were kept: CloseAll is not among those allowed"));
+    let flat = || halted_with(("True", "Flat", "3 reads in a row found no position"));
+    let message = |member: &Member| show(&entry("a"), member, at(10)).0.message;
+    assert_eq!(message(&kept()).as_deref(), Some("positions were kept: CloseAll is not among those allowed"));
+    assert_eq!((message(&flat()), message(&in_phase("Halted"))), (None, None), "the phase says it");
+    let unjudged = halted_with(("False", "NotJudged", "positions were kept that could not be judged: OLD"));
+    let said = verdict(&[kept(), flat(), unjudged], at(10));
+    assert_eq!((said.phase, said.halted), (HaltPhase::Halted, ("True", "Proven")));
+    assert_eq!(
+        said.message,
+        "all 3 systems are halted, each proven by its own halt; positions were kept at: a, c: see status.systems"
+    );
+    let said = verdict(&[in_phase("Released"), kept()], at(10));
+    assert_eq!(said.phase, HaltPhase::Releasing);
+    assert!(said.message.ends_with("1 released; positions were kept at: b: see status.systems"), "{}", said.message);
+    let said = verdict(&[kept()], at(100)).message;
+    assert!(said.ends_with("a Unverified: the last proof is too old to count"), "{said}");
+    let many: Vec<_> = (0..12).map(|n| show(&entry(&format!("s{n}")), &kept(), at(10))).collect();
+    let said = judge(&many).message;
+    assert!(said.ends_with("kept at: s0, s1, s2, s3, s4 and 7 more: see status.systems"), "{said}");
 }
 
 #[test]
@@ -160,6 +194,48 @@ fn a_selector_that_selects_nothing_says_what_there_is() {
 }
 
 #[test]
+fn a_list_that_fails_does_not_keep_the_cached_systems_from_being_halted() {
+    let fx = serde_json::from_value::<SystemSelector>(json!({"matchLabels": {"desk": "fx"}})).unwrap();
+    let there = || systems(&[("a", &[("desk", "fx")]), ("b", &[])]);
+    let failed = || Err::<Systems, _>("no answer".to_owned());
+    let halts = |why: Option<&str>| Choice::Halt(vec!["a".to_owned()], why.map(str::to_owned));
+    assert_eq!(choice(&fx, Ok(there()), || unreachable!()), halts(None));
+    assert_eq!(choice(&fx, failed(), there), halts(Some("no answer")));
+    assert_eq!(choice(&fx, failed(), Systems::new), Choice::Unknown("no answer".into()));
+    assert_eq!(choice(&fx, failed(), || systems(&[("b", &[])])), Choice::Unknown("no answer".into()));
+    let nothing = choice(&fx, Ok(Systems::new()), there);
+    assert!(matches!(nothing, Choice::Nothing("NothingSelected", _)), "{nothing:?}");
+    let many = || (0..=GROUP_LIMIT).map(|n| (format!("s{n}"), BTreeMap::new())).collect::<Systems>();
+    let nothing = choice(&SystemSelector::default(), failed(), many);
+    assert!(matches!(nothing, Choice::Nothing("TooManySystems", _)), "{nothing:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_remembered_of_a_group_is_forgotten_with_it() {
+    let (mut shown, begun) = (HashMap::new(), Instant::now());
+    remember(&mut shown, "g", &tried("a"), begun);
+    remember(&mut shown, "h", "gone/u", begun);
+    assert_eq!((shown.get("g/tried/a"), shown.get("h/gone/u")), (Some(&begun), Some(&begun)));
+    let later = begun + PAUSE;
+    shown.insert("h".into(), later);
+    shown.remove("g");
+    remember(&mut shown, "h", &tried("b"), later);
+    let mut keys: Vec<_> = shown.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["h", "h/gone/u", "h/tried/b"]);
+    assert_eq!(shown.get("h"), Some(&later), "when it was written stays");
+}
+
+#[test]
+fn why_one_could_not_be_made_is_told_at_once() {
+    let told = |entry: SystemHalt| TradingHaltStatus { systems: vec![entry], ..TradingHaltStatus::default() };
+    let (old, message) = (told(entry("a")), Some("forbidden".to_owned()));
+    assert!(urgent(&old, &told(SystemHalt { message: message.clone(), ..entry("a") })));
+    let made = SystemHalt { halt_uid: Some("u".into()), ..entry("a") };
+    assert!(!urgent(&told(made.clone()), &told(SystemHalt { message, ..made })));
+}
+
+#[test]
 fn too_many_systems_are_a_failure_and_not_some_of_them() {
     let many = |n: usize| (0..n).map(|n| (format!("s{n}"), BTreeMap::new())).collect::<Systems>();
     assert_eq!(select(&SystemSelector::default(), &many(GROUP_LIMIT)).map(|s| s.len()), Ok(GROUP_LIMIT));
@@ -194,6 +270,70 @@ fn each_halt_asks_for_what_the_group_asks_and_belongs_to_nobody() {
     let mut later = group.clone();
     later.metadata.uid = Some("another".into());
     assert!(!is_own(&made, &later, "bot"), "a group of the same name that came later");
+}
+
+#[test]
+fn without_who_asked_it_is_still_the_halt_of_the_group() {
+    let group = group(json!({}));
+    let made = anonymous(halt_of(&group, &entry("bot")));
+    assert_eq!(made.spec.requested_by, None);
+    assert!(is_own(&made, &group, "bot"));
+}
+
+/// A change of the halt, and one of the group.
+type Changed = fn(&mut TradingHalt, &mut TradingHalt);
+
+fn created(halt: &mut TradingHalt, second: i64) {
+    halt.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(second)));
+}
+
+#[test]
+fn who_asked_is_certain_if_he_or_his_group_made_the_halt() {
+    fn listed(group: &mut TradingHalt) -> &mut Option<String> {
+        &mut group.status.as_mut().unwrap().systems[0].halt_uid
+    }
+    let table: [(&str, Changed, bool); 17] = [
+        ("the group says that it made it", |_, _| {}, true),
+        ("the group is as old as the names", |_, group| created(group, 0), false),
+        ("how old the group is is not known", |_, group| group.metadata.creation_timestamp = None, false),
+        ("there is only a group of another name", |_, group| group.metadata.name = Some("other".into()), false),
+        ("a later group of the same name", |_, group| group.metadata.uid = Some("another".into()), false),
+        ("a group elsewhere", |_, group| group.metadata.namespace = Some("eq".into()), false),
+        ("somebody else asked for the group", |_, group| group.spec.requested_by = Some("eve".into()), false),
+        ("the group names another halt", |_, group| *listed(group) = Some("other".into()), false),
+        ("the group names none yet", |_, group| *listed(group) = None, false),
+        ("neither has a uid", |halt, group| (halt.metadata.uid, *listed(group)) = (None, None), false),
+        ("the group has said nothing", |_, group| group.status = None, false),
+        ("it is no group", |_, group| group.spec.system_selector = None, false),
+        ("without the label", |halt, _| halt.metadata.labels = None, false),
+        ("nobody is named", |halt, group| (halt.spec.requested_by, group.spec.requested_by) = (None, None), false),
+        ("his own", |halt, _| halt.metadata.annotations = None, true),
+        (
+            "his own, too old",
+            |halt, _| {
+                halt.metadata.annotations = None;
+                created(halt, 0);
+            },
+            false,
+        ),
+        (
+            "his own, and how old it is is not known",
+            |halt, _| (halt.metadata.annotations, halt.metadata.creation_timestamp) = (None, None),
+            false,
+        ),
+    ];
+    for (what, change, certain) in table {
+        let mut group = group(json!({}));
+        let mut made = halt_of(&group, &entry("bot"));
+        made.metadata.uid = Some("uid-made".into());
+        let its = SystemHalt { halt_uid: Some("uid-made".into()), ..entry("bot") };
+        group.status = Some(TradingHaltStatus { systems: vec![its], ..TradingHaltStatus::default() });
+        created(&mut group, 1);
+        created(&mut made, 2);
+        change(&mut made, &mut group);
+        let foreign = halt("foreign", json!({"systemRef": {"name": "bot"}, "reason": "x"}), json!({}));
+        assert_eq!(requester_certain(&made, &[foreign, made.clone(), group], at(0)), certain, "{what}");
+    }
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub struct Memory {
     pub stopping: HashSet<Key>,
     /// Workloads that the cache says were stopped before, and that could not be read live yet.
     pub unread: Vec<Key>,
+    /// When it was first seen in the status that people allowed to close positions.
+    pub approved: Option<Instant>,
 }
 
 /// When something is tried again.
@@ -97,6 +99,7 @@ impl Memory {
             proven: None,
             stopping: HashSet::new(),
             unread: vec![],
+            approved: None,
         }
     }
 

@@ -96,7 +96,7 @@ pub struct HaltReconciler {
     memories: Mutex<HashMap<String, Memory>>,
     /// The newest version of each halt that this process wrote: the cache may be behind.
     written: Mutex<HashMap<String, TradingHalt>>,
-    /// When the status of each halt of several systems was last written.
+    /// When the status of each halt of several systems was last written, and what it tried: see `group`.
     shown: Mutex<HashMap<String, Instant>>,
 }
 
@@ -276,9 +276,6 @@ impl HaltReconciler {
         {
             return Ok(Action::requeue(wait));
         }
-        if matches!(observed.facts.approved, Approved::Granted(_)) && effects.iter().any(Effect::needs_intent) {
-            return self.use_up(&current, status, &policy).await;
-        }
         if !matches!(observed.facts.approved, Approved::NotAsked) && status.spec_hash.is_none() {
             status.spec_hash = halt.spec.hash().ok();
         }
@@ -293,9 +290,16 @@ impl HaltReconciler {
             }
         }
         let (mut once, repeatable): (Vec<_>, Vec<_>) = effects.into_iter().partition(Effect::needs_intent);
-        if act::under_way(&status, now, self.leadership.epoch()) {
+        // Who allows it is in the status before anything is closed: with this look's last write.
+        let allowing = matches!(observed.facts.approved, Approved::Granted(_)) && !once.is_empty();
+        if allowing || act::under_way(&status, now, self.leadership.epoch()) || self.unknown_yet(&current, memory) {
             once.clear();
         }
+        // What another halt began while venues were read is not begun here too.
+        let others = self.halts.read_namespace(&namespace);
+        let as_before =
+            |venue: &str| observed.others.get(venue) == Some(&others::Others::at(venue, &others, &current, &policy));
+        once.retain(|effect| effect.closes_at().is_none_or(as_before));
         if !once.is_empty() {
             for effect in once.iter().filter(|e| !act::running(&status, e)).cloned().collect::<Vec<_>>() {
                 let at = (now, self.leadership.epoch());
@@ -331,6 +335,9 @@ impl HaltReconciler {
         status.proven_for = proven.shown();
         if old.times.halted_at.is_none() && status.times.halted_at.is_some() {
             self.metrics.proven(memory.started.elapsed());
+        }
+        if allowing {
+            self.use_up(&current, &mut status, &policy).await;
         }
         let stored = current.status.clone().unwrap_or_default();
         let awaited = proven::awaited(&current, &stored, &resumes);

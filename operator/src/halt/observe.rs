@@ -48,6 +48,8 @@ pub struct Observed {
     pub as_of: Timestamp,
     /// How long it counts.
     pub life: SignedDuration,
+    /// What the system's other halts did at each venue before the reads.
+    pub others: BTreeMap<String, Others>,
 }
 
 /// Jobs of halted CronJobs that have not ended: CronJob, Job, whether it is suspended.
@@ -151,10 +153,11 @@ impl HaltReconciler {
             facts.latch = fact.clone();
         }
         let policy = system.as_ref().map(|s| s.spec.halt_policy.clone()).unwrap_or_default();
-        let (mut shown, mut as_of) = (vec![], begun);
+        let (mut shown, mut as_of, mut other) = (vec![], begun, BTreeMap::new());
         for ((name, venue), read) in names.into_iter().zip(&venues).zip(reads) {
             let before = status.venues.iter().find(|v| v.name == name).cloned().unwrap_or_default();
             let others = Others::at(&name, &halts, halt, &policy);
+            other.insert(name.clone(), others.clone());
             as_of = read.as_ref().map_or(as_of, |read| as_of.min(read.as_of()));
             let seen = (stopped, others, policy.verify_reads);
             let (fact, mut status) = judge_venue(halt, status, before, venue.as_ref(), read, memory, seen);
@@ -164,7 +167,8 @@ impl HaltReconciler {
             facts.venues.push(fact);
             shown.push(status);
         }
-        Observed { facts, venues: shown, jobs: jobs.unwrap_or_default(), as_of, life: life(&venues) }
+        let jobs = jobs.unwrap_or_default();
+        Observed { facts, venues: shown, jobs, as_of, life: life(&venues), others: other }
     }
 
     /// What the system names, is not there, and was not there when the halt latched: what was deleted since is stopped

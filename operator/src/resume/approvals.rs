@@ -25,6 +25,7 @@ use crate::{
         count::{Count, Excluded, Rules, Subject, count},
     },
     engine::{Acted, Definition, Observation, Step},
+    halt::group,
 };
 
 /// The longest that one look may take: policies, halts and approvals are read, each with a deadline of its own.
@@ -75,7 +76,7 @@ fn asked_for(what: &str) -> String {
 /// asked is certain only where it was recorded while the guardrails were in place, `since` then.
 pub fn rules(
     plan: &ResumePlan,
-    halt: Option<&TradingHalt>,
+    halts: &[TradingHalt],
     born: Option<Timestamp>,
     since: Timestamp,
 ) -> Result<Rules, String> {
@@ -97,13 +98,14 @@ pub fn rules(
     if excludes(Requester::Halt) {
         let what = format!("TradingHalt {}", plan.halt.name);
         let repair = "only a resumePolicy without it, and another TradingResume, goes on";
+        let halt = halts.iter().find(|h| h.uid().as_ref() == Some(&plan.halt.uid));
         let Some(halt) = halt else { return Err(format!("{what} is gone")) };
         let Some(user) = &halt.spec.requested_by else {
             return Err(format!(
                 "who asked for {what} is not recorded, and the resumePolicy excludes whoever did: {repair}"
             ));
         };
-        if halt.metadata.creation_timestamp.as_ref().is_none_or(|t| t.0 <= since) {
+        if !group::requester_certain(halt, halts, since) {
             return Err(format!("{}: {repair}", uncertain(&what)));
         }
         excluded.push(Excluded { user: user.clone(), because: asked_for(&what) });
@@ -126,8 +128,7 @@ pub(super) async fn accepted(cx: &Context, breaks: &[Break]) -> Result<Vec<Count
     let since = cx.outside.guardrails.names_true_since_now().await;
     let since = since.map_err(|why| format!("no approval counts while {why}"))?;
     let halts = cx.halts().await?;
-    let halt = halts.iter().find(|h| h.uid().as_ref() == Some(&cx.plan.halt.uid));
-    let rules = rules(&cx.plan, halt, cx.born, since)?;
+    let rules = rules(&cx.plan, &halts, cx.born, since)?;
     let subject = subject(cx);
     let mut approvals = approval::of_subject(&cx.outside.client, &cx.namespace, &subject).await?;
     approvals.retain(|a| a.spec.decision == Decision::Reject || remaining(breaks, &a.spec.breaks).is_empty());
@@ -195,8 +196,7 @@ async fn ask_with(cx: &Context, since: Timestamp) -> Observation {
         Ok(halts) => halts,
         Err(why) => return Observation::InProgress(why),
     };
-    let halt = halts.iter().find(|h| h.uid().as_ref() == Some(&cx.plan.halt.uid));
-    let rules = match rules(&cx.plan, halt, cx.born, since) {
+    let rules = match rules(&cx.plan, &halts, cx.born, since) {
         Ok(rules) => rules,
         // Neither changes any more.
         Err(why) => return Observation::Failed(why),

@@ -134,11 +134,14 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
         }
     }
 
-    let latched: Vec<_> = observed.trading.iter().map(latched).collect();
-    match policy_problem(&system.spec, &latched) {
+    let record = |view: &View| {
+        let held = observed.halts.iter().filter(|h| held::holds(h));
+        held.filter_map(|h| held::record(h, view.key.kind, &view.key.name)).next().unwrap_or_else(|| latched(view))
+    };
+    match policy_problem(&system.spec, &observed.trading.iter().map(record).collect::<Vec<_>>()) {
         None => set((conditions::RESUME_POLICY_INVALID, "False", "Valid"), "resumes can be carried out under it"),
         Some(why) => {
-            let message = format!("resumePolicy: {why}; until it is repaired every resume fails at first sight");
+            let message = format!("resumePolicy: {why}; until it is repaired resumes fail at first sight");
             set((conditions::RESUME_POLICY_INVALID, "True", "CannotBeCarriedOut"), &shorten(&message));
         }
     }
@@ -154,7 +157,7 @@ pub(super) fn decide(observed: &Observed<'_>, now: Timestamp) -> TradingSystemSt
     status
 }
 
-/// As a halt would record it now.
+/// As a halt would record it now, where none holds it.
 fn latched(view: &View) -> LatchedWorkload {
     let scaled = !view.key.kind.is_switched();
     LatchedWorkload {

@@ -96,12 +96,12 @@ fn a_system_that_is_well_says_so() {
 #[case(json!({}), "False", "Valid", "resumes can be carried out under it")]
 #[case(
     json!({"ramp": [{"name": "small", "limits": {"size": "0.5"}, "hold": "1m"}]}), "True", "CannotBeCarriedOut",
-    "resumePolicy: the TradingSystem has no limit size: there is none; until it is repaired every resume fails at first sight"
+    "resumePolicy: the TradingSystem has no limit size: there is none; until it is repaired resumes fail at first sight"
 )]
 #[case(
     json!({"watch": {"for": "1h", "checks": {"names": ["latency"]}}}), "True", "CannotBeCarriedOut",
-    "resumePolicy: watch: the resume has no check latency: there are api, pnl; until it is repaired every resume fails \
-     at first sight"
+    "resumePolicy: watch: the resume has no check latency: there are api, pnl; until it is repaired resumes fail at \
+     first sight"
 )]
 fn a_policy_that_cannot_be_carried_out_is_told(
     #[case] policy: Value,

@@ -1,6 +1,7 @@
 //! A resume through every gate: two people approve, a break is accepted, and trading returns in three stages.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -186,7 +187,8 @@ impl People {
 
 /// Who let it happen, and what they accepted, as the status keeps it; and what the bots are told in the end.
 pub fn end(status: &TradingResumeStatus, limits: &Limits) -> String {
-    let by: Vec<_> = status.approvals.iter().map(|a| a.approver.as_str()).collect();
+    // One approval of each may be counted for both, or two.
+    let by: BTreeSet<_> = status.approvals.iter().map(|a| a.approver.as_str()).collect();
     let accepted: Vec<_> = status.accepted_breaks.iter().map(|b| format!("{} {}", b.symbol, b.difference)).collect();
     let held = status.stages.iter().all(|s| s.held.as_ref().is_some_and(|h| h.get() >= HOLD));
     format!("{by:?} accepted {accepted:?}, {} stages, held: {held}, limit {}", status.stages.len(), limits.told())

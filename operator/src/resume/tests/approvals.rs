@@ -87,7 +87,7 @@ fn requesters(
     let mut stale = halt("stale", BORN - 30, json!({}));
     stale.spec.requested_by = by.map(Into::into);
     let plan = plan_with(json!({ "excludeRequesters": excluded }));
-    let found = rules(&plan, Some(&stale), Some(at(born)), at(since));
+    let found = rules(&plan, std::slice::from_ref(&stale), Some(at(born)), at(since));
     match (found, expected) {
         (Ok(rules), Ok(users)) => {
             assert_eq!(rules.excluded.iter().map(|e| e.user.as_str()).collect::<Vec<_>>(), users);
