@@ -15,8 +15,13 @@ async fn second(world: &World) -> Result<()> {
 }
 
 async fn another(world: &World, name: &str) -> Result<()> {
+    // They share an account: one that suspended it would keep the others from being resumed.
+    let mut venue = world.venue_spec();
+    for field in ["suspendTrading", "allowTrading", "tradingSuspended", "suspendBlocksClosing"] {
+        venue.as_object_mut().context("no object")?.remove(field);
+    }
     let spec = json!({"workloads": [{"kind": "Deployment", "name": name, "role": "Trading"}],
-        "venues": [world.venue_spec()], "haltPolicy": {"verifyInterval": "100ms", "reverifyInterval": "500ms"}});
+        "venues": [venue], "haltPolicy": {"verifyInterval": "100ms", "reverifyInterval": "500ms"}});
     let labels = json!({"desk": "fx"});
     world.create::<TradingSystem>(json!({"metadata": {"name": name, "labels": labels}, "spec": spec})).await.map(drop)
 }
