@@ -2,14 +2,24 @@
 //! real engine's.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use k8s_openapi::jiff::Timestamp;
-use standfast_crds::v1alpha1::{CheckState, OnRegression, StepState, StepStatus};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::{SignedDuration, Timestamp},
+};
+use standfast_crds::v1alpha1::{
+    Approval, ApprovalRequirement, ApprovalSpec, ApprovalSubject, CheckState, Decision as Vow, OnRegression, StepState,
+    StepStatus, SubjectKind,
+};
 
 use crate::{
+    approval::{
+        self,
+        count::{Excluded, Subject, count},
+    },
     engine::{Acted, Controls, Decision, Definition, End, Moment, Observation, decide, settle},
     resume::hold::{Course, Rules, Stage, Streak, Verdict, Watched, course, to_write},
 };
@@ -62,8 +72,7 @@ struct World {
     /// The time that passes, in ms, and what a wall clock shows beyond it.
     time: u64,
     clock: i64,
-    approvals: u32,
-    rejected: bool,
+    votes: Vec<Vote>,
     well: bool,
     paused: bool,
     aborted: bool,
@@ -76,9 +85,65 @@ struct World {
     halted_again: bool,
 }
 
+/// Somebody's decision: about this plan or about another one, for good or until it expires.
+#[derive(Clone, Debug)]
+struct Vote {
+    who: u64,
+    rejects: bool,
+    of_this: bool,
+    expires: Option<Timestamp>,
+}
+
+/// Who asked for the resume, and does not count.
+const REQUESTER: u64 = 3;
+/// How many must agree.
+const NEEDED: usize = 2;
+
+impl Vote {
+    fn of(who: u64) -> Self {
+        Self { who, rejects: false, of_this: true, expires: None }
+    }
+
+    fn approval(&self, number: usize) -> Approval {
+        let mut approval = Approval::new(
+            &format!("vote-{number}"),
+            ApprovalSpec {
+                subject: ApprovalSubject { kind: SubjectKind::TradingResume, name: "go".into(), uid: "uid".into() },
+                hash: if self.of_this { "a" } else { "b" }.into(),
+                breaks: vec![],
+                decision: if self.rejects { Vow::Reject } else { Vow::Approve },
+                approver: format!("person-{}", self.who),
+                groups: vec![],
+                comment: None,
+                expires_at: self.expires.map(Time),
+            },
+        );
+        approval.metadata.creation_timestamp = Some(Time(Timestamp::from_second(1).unwrap()));
+        approval
+    }
+
+    fn counts(&self, now: Timestamp) -> bool {
+        self.of_this && self.who != REQUESTER && self.expires.is_none_or(|t| t > now)
+    }
+}
+
 impl World {
-    fn gates_open(&self) -> bool {
-        self.approvals >= 2 && !self.rejected && self.well
+    /// As the operator counts.
+    fn gates_open(&self, now: Timestamp) -> bool {
+        let subject =
+            Subject { kind: SubjectKind::TradingResume, name: "go".into(), uid: "uid".into(), hash: "a".into() };
+        let requirement =
+            ApprovalRequirement { count: u32::try_from(NEEDED).unwrap(), group: None, service_accounts: false };
+        let excluded = Excluded { user: format!("person-{REQUESTER}"), because: "asked for it".into() };
+        let rules = approval::count::Rules { requirements: vec![requirement], excluded: vec![excluded] };
+        let approvals: Vec<_> = self.votes.iter().enumerate().map(|(n, vote)| vote.approval(n)).collect();
+        self.well && count(&subject, &rules, &approvals, Timestamp::UNIX_EPOCH, now).met()
+    }
+
+    /// What has to be so, said in another way: two people agree, and nobody is against it.
+    fn agreed(&self, now: Timestamp) -> bool {
+        let (against, agree): (Vec<_>, Vec<_>) = self.votes.iter().filter(|v| v.counts(now)).partition(|v| v.rejects);
+        against.is_empty() && agree.iter().map(|v| v.who).collect::<BTreeSet<_>>().len() >= NEEDED
     }
 }
 
@@ -235,12 +300,12 @@ impl Model {
                 if !self.memory.gate.due(at, Duration::from_millis(INTERVAL)).is_zero() {
                     return Observation::InProgress(String::new());
                 }
-                let open = world.gates_open();
+                let open = world.gates_open(self.wall());
                 let enough = self.memory.gate.look(at, open) >= 2;
                 if enough { Observation::Done(String::new()) } else { Observation::InProgress(String::new()) }
             }
             "request-release" => {
-                let open = world.gates_open() && !world.paused && !world.aborted;
+                let open = world.gates_open(self.wall()) && !world.paused && !world.aborted;
                 if open { Observation::Done(String::new()) } else { Observation::InProgress(String::new()) }
             }
             "small-limits" | "full-limits" => {
@@ -297,7 +362,7 @@ impl Model {
             if self.world.paused || self.world.aborted {
                 return false;
             }
-            assert!(self.world.gates_open(), "released without the gates");
+            assert!(self.world.well && self.world.agreed(self.wall()), "released without the gates");
             self.disk.requested = true;
             self.world.released = true;
         }
@@ -388,11 +453,24 @@ impl Model {
 
     /// Something happens.
     fn event(&mut self, dice: &mut Dice) {
+        let now = self.wall();
         let world = &mut self.world;
         match dice.below(24) {
-            0..=3 => world.approvals = (world.approvals + 1).min(3),
-            4 => world.approvals = world.approvals.saturating_sub(u32::from(!self.disk.requested)),
-            5 => world.rejected |= dice.one_in(4),
+            0..=3 => {
+                let soon = now + SignedDuration::from_millis(i64::try_from(dice.below(60_000)).unwrap());
+                let expires = dice.one_in(5).then_some(soon);
+                let who = dice.below(REQUESTER + 1);
+                world.votes.push(Vote { of_this: !dice.one_in(6), expires, ..Vote::of(who) });
+            }
+            // Somebody withdraws what he said.
+            4 if !world.votes.is_empty() => {
+                let which = usize::try_from(dice.below(u64::try_from(world.votes.len()).unwrap())).unwrap();
+                world.votes.remove(which);
+            }
+            5 if dice.one_in(4) => {
+                let who = dice.below(REQUESTER + 1);
+                world.votes.push(Vote { rejects: true, of_this: !dice.one_in(3), ..Vote::of(who) });
+            }
             6 | 7 => world.well = false,
             8..=11 => world.well = true,
             12 => world.clock += HOUR,
@@ -435,7 +513,7 @@ fn sequence(seed: u64) -> &'static str {
     let mut dice = Dice(seed);
     let mut model = Model::new(&mut dice);
     // Most go as far as the stages.
-    model.world.approvals = u32::try_from(dice.below(3)).unwrap();
+    model.world.votes = (0..dice.below(3)).map(Vote::of).collect();
     let events = 4 + dice.below(12);
     for _ in 0..events {
         let mut left = dice.below(12_000);
@@ -494,7 +572,7 @@ fn whatever_happens_no_stage_is_shorter_or_looser_than_declared() {
 fn in_good_weather_it_completes_in_time() {
     let mut dice = Dice(1);
     let mut model = Model::new(&mut dice);
-    model.world.approvals = 2;
+    model.world.votes = vec![Vote::of(0), Vote::of(1)];
     while model.disk.ended.is_none() {
         let wait = model.tick(&mut dice);
         model.world.time += wait;
