@@ -508,7 +508,8 @@ pub struct TradingSystemStatus {
     /// The generation of the spec that the rest speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Prepared` (would an emergency halt work now?), `ChecksPassing`, `SharedAccount`, `Ready`.
+    /// `Prepared` (would an emergency halt work now?), `ChecksPassing`, `SharedAccount`,
+    /// `ResumePolicyInvalid` (resumes fail at first sight), `Ready`.
     #[serde(default)]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
