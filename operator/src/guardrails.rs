@@ -116,6 +116,7 @@ fn shipped_with(kinds: &Kinds) -> Result<Vec<Shipped>, String> {
     let latch = all.iter_mut().filter(|s| s.kind == POLICY && s.name == LATCH_POLICY);
     for rules in latch.filter_map(|s| s.spec.pointer_mut("/matchConstraints/resourceRules")?.as_array_mut()) {
         rules.extend(kinds.rules());
+        rules.sort_by_key(Value::to_string);
     }
     Ok(all)
 }
@@ -136,6 +137,10 @@ fn normal(mut spec: Value) -> Value {
         }
     }
     prune(&mut spec);
+    // Their order means nothing, and that of the charts' lists of kinds may differ.
+    if let Some(rules) = spec.pointer_mut("/matchConstraints/resourceRules").and_then(Value::as_array_mut) {
+        rules.sort_by_key(Value::to_string);
+    }
     spec
 }
 

@@ -320,11 +320,17 @@ pub fn parse_selector(text: &str) -> Option<BTreeMap<String, String>> {
 impl LeanScalable {
     /// Keeps only what [`Self::view`] asks for.
     fn slim(&mut self, kind: &Scalable) {
-        self.rest = json!({"replicas": self.rest.pointer("/spec/replicas"), "selector": kind.selector(&self.rest)});
+        // What is declared, where it is: a status may name the pods of one revision only (blue-green), and the others
+        // trade too.
+        let declared = self.rest.pointer("/spec/selector").cloned();
+        let declared = declared.and_then(|s| serde_json::from_value::<LabelSelector>(s).ok());
+        let labels = plain_labels(declared.as_ref());
+        let labels = labels.or_else(|| kind.selector(&self.rest).and_then(parse_selector));
+        self.rest = json!({"replicas": self.rest.pointer("/spec/replicas"), "labels": labels});
     }
 
     fn view(&self, kind: &Scalable) -> View {
-        let labels = self.rest["selector"].as_str().and_then(parse_selector);
+        let labels: Option<BTreeMap<String, String>> = serde_json::from_value(self.rest["labels"].clone()).ok();
         View {
             key: key(kind.kind, self),
             labels: self.metadata.labels.clone().unwrap_or_default(),
@@ -350,7 +356,8 @@ pub struct Workloads {
     kinds: Kinds,
 }
 
-/// How long the first lists of kinds that the chart lists are waited for: one that is not installed keeps no halt waiting.
+/// How long the first lists of DaemonSets and of kinds that the chart lists are waited for: one that is not installed, or
+/// that an older role of the operator does not allow, keeps no halt of others waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Annotations that name other controllers of a workload; the rest is not kept.
@@ -428,15 +435,14 @@ impl Workloads {
 
     /// Waits until the first lists are in.
     pub async fn ready(&self) {
-        tokio::join!(
+        // Nobody waits for ever for what may not be there.
+        let _ = tokio::join!(
             self.deployments.ready(),
             self.stateful_sets.ready(),
             self.cron_jobs.ready(),
-            self.daemon_sets.ready(),
+            tokio::time::timeout(PATIENCE, self.daemon_sets.ready()),
             tokio::time::timeout(PATIENCE, join_all(self.scalable.iter().map(|(_, cache)| cache.ready())))
-        )
-        .4
-        .unwrap_or_default();
+        );
     }
 
     /// The kinds that can be halted.

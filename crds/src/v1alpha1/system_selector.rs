@@ -101,3 +101,45 @@ pub const HALT_GROUP: &str = "standfast.dev/halt-group";
 pub const HALT_GROUP_UID: &str = "standfast.dev/halt-group-uid";
 /// The most systems that one halt selects.
 pub const GROUP_LIMIT: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_selector_selects_as_everywhere_in_kubernetes() {
+        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let fx = labels(&[("desk", "fx"), ("region", "eu")]);
+        for (selector, fx_matches, bare_matches, text) in [
+            (json!({}), true, true, ""),
+            (json!({"matchLabels": {"desk": "fx"}}), true, false, "desk=fx"),
+            (json!({"matchLabels": {"desk": "fx", "region": "us"}}), false, false, "desk=fx,region=us"),
+            (
+                json!({"matchExpressions": [{"key": "desk", "operator": "In", "values": ["fx", "eq"]}]}),
+                true,
+                false,
+                "desk in (fx,eq)",
+            ),
+            (
+                json!({"matchExpressions": [{"key": "desk", "operator": "NotIn", "values": ["fx"]}]}),
+                false,
+                true,
+                "desk notin (fx)",
+            ),
+            (json!({"matchExpressions": [{"key": "desk", "operator": "Exists"}]}), true, false, "desk"),
+            (json!({"matchExpressions": [{"key": "desk", "operator": "DoesNotExist"}]}), false, true, "!desk"),
+            (
+                json!({"matchLabels": {"region": "eu"}, "matchExpressions": [{"key": "desk", "operator": "Exists"}]}),
+                true,
+                false,
+                "region=eu,desk",
+            ),
+        ] {
+            let read: SystemSelector = serde_json::from_value(selector.clone()).unwrap();
+            assert_eq!((read.matches(&fx), read.matches(&BTreeMap::new())), (fx_matches, bare_matches), "{selector}");
+            assert_eq!((read.to_string().as_str(), read.selects_all()), (text, text.is_empty()));
+        }
+    }
+}

@@ -18,17 +18,16 @@ use kube::{
 };
 use standfast_crds::v1alpha1::{
     Evidence, GROUP_LIMIT, HALT_GROUP, HALT_GROUP_UID, HaltPhase, LocalReference, SystemHalt, SystemSelector,
-    TradingHalt, TradingHaltSpec, TradingHaltStatus, TradingSystem, condition, halt_conditions as c, set_condition,
-    shorten,
+    TradingHalt, TradingHaltSpec, TradingHaltStatus, TradingSystem, halt_conditions as c, set_condition, shorten,
 };
 use tokio::time::Instant;
 
 use super::{HaltReconciler, act::EFFECT_DEADLINE, evidence, record};
 use crate::{client, controller::Failure, held::NOT_LISTED, scale::FIELD_MANAGER};
 
+use standing::{Member, Standing, apply, differs, show, urgent};
 #[cfg(test)]
-use standing::Verdict;
-use standing::{Member, Standing, apply, differs, judge, show, urgent};
+use standing::{Verdict, judge};
 
 /// The longest name that a TradingHalt may have.
 const NAME_LIMIT: usize = 200;

@@ -297,8 +297,10 @@ impl HaltReconciler {
         }
         // What another halt began while venues were read is not begun here too.
         let others = self.halts.read_namespace(&namespace);
-        let as_before =
-            |venue: &str| observed.others.get(venue) == Some(&others::Others::at(venue, &others, &current, &policy));
+        let as_before = |venue: &str| {
+            let now = others::Others::at(venue, &others, &current, &policy);
+            observed.others.get(venue).is_some_and(|before| before.leaves_the_same(&now))
+        };
         once.retain(|effect| effect.closes_at().is_none_or(as_before));
         if !once.is_empty() {
             for effect in once.iter().filter(|e| !act::running(&status, e)).cloned().collect::<Vec<_>>() {

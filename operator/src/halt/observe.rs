@@ -111,17 +111,26 @@ impl HaltReconciler {
         let latch_due = memory.latch_due(Instant::now());
         let keys =
             status.workloads.iter().map(|w| Key { namespace: namespace.clone(), kind: w.kind, name: w.name.clone() });
-        let tried = keys.clone().find(|key| self.workloads.get(key).is_some());
+        // One of each kind: they are held by rules of their own.
+        let mut tried: Vec<Key> = vec![];
+        for key in keys.clone().filter(|key| self.workloads.get(key).is_some()) {
+            if !tried.iter().any(|t| t.kind == key.kind) {
+                tried.push(key);
+            }
+        }
         let trial = async {
-            match (&facts.latch_written, tried) {
+            match &facts.latch_written {
                 // Another halt's latch would refuse it too.
-                (Ok(false), _) => Some(LatchFact::Open("the latch ConfigMap is not there as it should be".into())),
-                (Err(why), _) => Some(LatchFact::Unknown(why.clone())),
-                (Ok(true), Some(key)) if latch_due => Some(self.latches.trial(&key).await),
-                (Ok(true), Some(_)) => None,
-                (Ok(true), None) => {
+                Ok(false) => Some(LatchFact::Open("the latch ConfigMap is not there as it should be".into())),
+                Err(why) => Some(LatchFact::Unknown(why.clone())),
+                Ok(true) if tried.is_empty() => {
                     Some(LatchFact::Unknown("no trading workload is known that could be raised for a trial".into()))
                 }
+                Ok(true) if latch_due => {
+                    let found = join_all(tried.iter().map(|key| self.latches.trial(key))).await;
+                    found.into_iter().find(|fact| *fact != LatchFact::Proven).or(Some(LatchFact::Proven))
+                }
+                Ok(true) => None,
             }
         };
         // As they were before the reads: what another halt closes meanwhile is not closed here too.

@@ -94,6 +94,11 @@ pub struct Others {
 }
 
 impl Others {
+    /// Whether a halt that saw this may still begin to close when it is so `now`.
+    pub fn leaves_the_same(&self, now: &Self) -> bool {
+        (self.closing || !now.closing) && (self.close_intended || !now.close_intended)
+    }
+
     /// What the others among `halts` do at `venue`.
     pub fn at(venue: &str, halts: &[TradingHalt], halt: &TradingHalt, policy: &HaltPolicy) -> Self {
         let of_system = |h: &&TradingHalt| {
