@@ -1,6 +1,5 @@
 use rstest::rstest;
 use serde_json::{Value, json};
-
 use standfast_crds::v1alpha1::condition;
 
 use super::*;
