@@ -263,7 +263,8 @@ fn scale_problem(view: &View, scale: Result<Scale, String>) -> Option<Problem> {
             let selector = scale.status.and_then(|s| s.selector).unwrap_or_default();
             // Others are told as SelectorNotPlainLabels. It may tell the pods of one revision only.
             let counted = |labels: &BTreeMap<String, String>| {
-                view.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
+                let known = view.match_labels.as_ref();
+                known.is_some_and(|known| known.iter().all(|(key, value)| labels.get(key) == Some(value)))
             };
             let labels = parse_selector(&selector).filter(|labels| !counted(labels))?;
             let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();

@@ -110,7 +110,8 @@ fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
 fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fault> {
     const CUTS: [Fault; 2] = [Fault::CutBefore, Fault::CutAfter];
     const OTHERS: [Fault; 5] = [Fault::LostReply, Fault::Conflict, Fault::LostRequest, Fault::Error, Fault::Throttled];
-    const ITS_OWN: [&str; 4] = ["approvals", "/positions", "/limits", "configmaps/limits"];
+    const STAGES: [&str; 2] = ["configmaps/limits", "/scale"];
+    const VIEWS: [&str; 3] = ["approvals", "/positions", "/limits"];
     let one = || vec![Fault::ALL[place % Fault::ALL.len()]];
     match scenario {
         // What else a halt does is in its own scenario: here it is the closes, and what is written around them.
@@ -126,9 +127,17 @@ fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fa
         Scenario::Resume if mutating && key.contains("tradingresumes/resume/status") => {
             vec![CUTS[place % 2], OTHERS[place % OTHERS.len()]]
         }
-        Scenario::Gated if mutating && key.contains("tradingresumes/resume/status") => one(),
-        // What else is read is read in a plain resume, too.
-        Scenario::Gated if !mutating && !ITS_OWN.iter().any(|own| key.contains(own)) => vec![],
+        // What else it does is done in a plain resume, too: here it is the limits and replicas of stages, and what is
+        // written around them.
+        Scenario::Gated if mutating && key.contains("tradingresumes/resume/status") => {
+            if place.is_multiple_of(4) {
+                one()
+            } else {
+                vec![]
+            }
+        }
+        Scenario::Gated if mutating && !STAGES.iter().any(|own| key.contains(own)) => vec![],
+        Scenario::Gated if !mutating && !VIEWS.iter().any(|own| key.contains(own)) => vec![],
         _ if mutating => Fault::ALL.to_vec(),
         _ if key.ends_with("#1") => one(),
         _ => vec![],
