@@ -58,6 +58,17 @@ pub struct TradingHaltSpec {
     pub positions: HaltPositions,
 }
 
+/// The longest name of a TradingHalt, as its validation says: its latch is named after it.
+const NAME_LIMIT: usize = 200;
+
+impl TradingHalt {
+    /// The name that is made of these: so much of the stem as there is room for.
+    pub fn fitting_name(stem: &str, suffix: &str) -> String {
+        let stem: String = stem.chars().take(NAME_LIMIT.saturating_sub(suffix.len())).collect();
+        format!("{}{suffix}", stem.trim_end_matches(['-', '.']))
+    }
+}
+
 impl TradingHaltSpec {
     /// What an Approval of the halt binds to: SHA-256 of the RFC 8785 JSON of the spec, in hexadecimal.
     ///

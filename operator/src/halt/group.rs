@@ -29,8 +29,6 @@ use standing::{Member, Standing, apply, differs, show, urgent};
 #[cfg(test)]
 use standing::{Verdict, judge};
 
-/// The longest name that a TradingHalt may have.
-const NAME_LIMIT: usize = 200;
 /// How often it is looked whether the proofs of its halts still count; what they write comes sooner.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How often a halt that could not be made is tried, at first and later, whatever else makes us look.
@@ -81,12 +79,8 @@ pub fn not_itself(group: &TradingHalt) -> String {
 
 /// The names that the halt of a system may have, best first. All of them follow from the group and the system.
 fn names(group: &TradingHalt, system: &str) -> [String; 2] {
-    let name = group.name_any();
-    let cut = |suffix: &str| {
-        let room = NAME_LIMIT - suffix.len();
-        let whole = format!("{name}-{system}");
-        format!("{}{suffix}", whole.chars().take(room).collect::<String>().trim_end_matches(['-', '.']))
-    };
+    let stem = format!("{}-{system}", group.name_any());
+    let cut = |suffix: &str| TradingHalt::fitting_name(&stem, suffix);
     // Nobody can know it before the group is there.
     let key = standfast_crds::hash::of_json(&serde_json::json!([group.uid(), system])).unwrap_or_default();
     [cut(""), cut(&format!("-{}", key.get(..8).unwrap_or("halt")))]
@@ -177,23 +171,15 @@ fn anonymous(mut halt: TradingHalt) -> TradingHalt {
     halt
 }
 
-/// Under which key it is remembered that `what` happened to a group.
-fn key(group: &str, what: &str) -> String {
-    format!("{group}/{what}")
-}
-
-/// What is remembered of a halt that could not be made.
-fn tried(system: &str) -> String {
-    format!("tried/{system}")
-}
-
-/// Remembers that `what` happened to the group, beside when its status was last written; and no more what happened to
-/// groups that were forgotten.
-fn remember(shown: &mut HashMap<String, Instant>, group: &str, what: &str, now: Instant) {
-    shown.entry(group.to_owned()).or_insert_with(|| now.checked_sub(PAUSE).unwrap_or(now));
-    let groups: HashSet<String> = shown.keys().filter(|k| !k.contains('/')).cloned().collect();
-    shown.retain(|key, _| key.split_once('/').is_none_or(|(group, _)| groups.contains(group)));
-    shown.insert(key(group, what), now);
+/// What this process remembers of a halt of several systems. Losing it costs time, never safety.
+#[derive(Default)]
+pub struct Memory {
+    /// When its status was last written.
+    written: Option<Instant>,
+    /// When it was last tried in vain to make the halt of a system.
+    tried: HashMap<String, Instant>,
+    /// uids of its halts that are gone: they do not come back.
+    gone: HashSet<String>,
 }
 
 impl HaltReconciler {
@@ -309,9 +295,8 @@ impl HaltReconciler {
         let wanted: Vec<_> = wanted.collect();
         let mut status = old.clone();
         apply(&mut status, halts, &members, group.metadata.generation, now);
-        let uid = group.uid().unwrap_or_default();
         if !urgent(&old, &status)
-            && let Some(left) = self.pause(&uid)
+            && let Some(left) = self.pause(group)
         {
             return Ok(Action::requeue(left));
         }
@@ -320,8 +305,7 @@ impl HaltReconciler {
                 self.catch_up(group).await;
                 return Ok(Action::requeue(self.pace));
             }
-            let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-            shown.insert(uid, Instant::now());
+            self.of_group(group, |memory| memory.written = Some(Instant::now()));
         }
         if renamed {
             return Ok(Action::requeue(Duration::ZERO));
@@ -330,26 +314,21 @@ impl HaltReconciler {
         Ok(Action::requeue(next.unwrap_or(LOOK_AGAIN)))
     }
 
+    fn of_group<T>(&self, group: &TradingHalt, with: impl FnOnce(&mut Memory) -> T) -> T {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        with(groups.entry(group.uid().unwrap_or_default()).or_default())
+    }
+
     /// What is left of the pause after the last write.
-    fn pause(&self, uid: &str) -> Option<Duration> {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        PAUSE.checked_sub(shown.get(uid)?.elapsed()).filter(|left| !left.is_zero())
-    }
-
-    /// When `what` happened to the group, as far as this process knows.
-    fn noted(&self, group: &TradingHalt, what: &str) -> Option<Instant> {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.get(&key(&group.uid().unwrap_or_default(), what)).copied()
-    }
-
-    fn note(&self, group: &TradingHalt, what: &str) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        remember(&mut shown, &group.uid().unwrap_or_default(), what, Instant::now());
+    fn pause(&self, group: &TradingHalt) -> Option<Duration> {
+        let written = self.of_group(group, |memory| memory.written)?;
+        PAUSE.checked_sub(written.elapsed()).filter(|left| !left.is_zero())
     }
 
     /// How long the halt of this system is not tried again; zero if it may be tried now.
     fn patience_left(&self, group: &TradingHalt, system: &str, patience: Duration) -> Duration {
-        self.noted(group, &tried(system)).map_or(Duration::ZERO, |at| patience.saturating_sub(at.elapsed()))
+        let tried = self.of_group(group, |memory| memory.tried.get(system).copied());
+        tried.map_or(Duration::ZERO, |at| patience.saturating_sub(at.elapsed()))
     }
 
     /// The halt of one of the systems; made if it was never there.
@@ -365,7 +344,7 @@ impl HaltReconciler {
                 None => {
                     let made = self.make(group, entry).await;
                     if matches!(made, Member::NotMade(Some(_))) {
-                        self.note(group, &tried(&entry.system));
+                        self.of_group(group, |memory| memory.tried.insert(entry.system.clone(), Instant::now()));
                     }
                     made
                 }
@@ -380,15 +359,13 @@ impl HaltReconciler {
         if let Some(halt) = known {
             return Member::There(Box::new(halt));
         }
-        // It does not come back.
-        let gone = format!("gone/{uid}");
-        if self.noted(group, &gone).is_some() {
+        if self.of_group(group, |memory| memory.gone.contains(uid)) {
             return Member::Gone;
         }
         match self.live(&namespace, &entry.halt).await {
             Ok(Some(live)) if live.uid().as_ref() == Some(uid) => Member::There(Box::new(live)),
             Ok(_) => {
-                self.note(group, &gone);
+                self.of_group(group, |memory| memory.gone.insert(uid.clone()));
                 Member::Gone
             }
             Err(why) => Member::Unread(why),

@@ -96,8 +96,8 @@ pub struct HaltReconciler {
     memories: Mutex<HashMap<String, Memory>>,
     /// The newest version of each halt that this process wrote: the cache may be behind.
     written: Mutex<HashMap<String, TradingHalt>>,
-    /// When the status of each halt of several systems was last written, and what it tried: see `group`.
-    shown: Mutex<HashMap<String, Instant>>,
+    /// What is remembered of halts of several systems.
+    groups: Mutex<HashMap<String, group::Memory>>,
 }
 
 /// Wait between looks while something is still moving, at most.
@@ -141,7 +141,7 @@ impl HaltReconciler {
             pace: PACE,
             memories: Mutex::default(),
             written: Mutex::default(),
-            shown: Mutex::default(),
+            groups: Mutex::default(),
         }
     }
 
@@ -177,7 +177,7 @@ impl HaltReconciler {
     pub fn forget(&self, uid: &str) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     /// A halt is gone, whoever deleted it: nothing is remembered of it any more.

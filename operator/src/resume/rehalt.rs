@@ -23,9 +23,6 @@ pub const PARTLY_BACK: &str = "standfast.dev/partly-back";
 /// How long the halt waits for the operator's own name. It is made without it, too.
 const WHO: Duration = Duration::from_secs(1);
 
-/// The longest name that a TradingHalt may have.
-const NAME_LIMIT: usize = 200;
-
 /// Why it is halted again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Why {
@@ -48,10 +45,7 @@ impl Why {
 pub(super) fn names(resume: &TradingResume, why: &Why) -> [String; 2] {
     let (name, uid) = (resume.name_any(), resume.uid().unwrap_or_default());
     let uid: String = uid.chars().take(8).collect();
-    let cut = |suffix: String| {
-        let room = NAME_LIMIT - suffix.len();
-        format!("{}{suffix}", name.chars().take(room).collect::<String>().trim_end_matches(['-', '.']))
-    };
+    let cut = |suffix: String| TradingHalt::fitting_name(&name, &suffix);
     let suffix = why.suffix();
     [cut(format!("-{suffix}")), cut(format!("-{suffix}-{uid}"))]
 }
