@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use standfast_crds::v1alpha1::{
     ApprovalRequirement, CountedApproval, HaltPolicy, PositionAction, SubjectKind, TradingHalt, TradingHaltStatus,
@@ -10,7 +10,7 @@ use standfast_crds::v1alpha1::{
 };
 use tokio::time::Instant;
 
-use super::{GLANCE, HaltReconciler, evidence, group, memory::Memory};
+use super::{GLANCE, HaltReconciler, act::EFFECT_DEADLINE, evidence, group, memory::Memory};
 use crate::{
     approval::{
         self,
@@ -137,8 +137,12 @@ impl HaltReconciler {
     /// Takes down who allowed it, to be written before anything is done with it. Counted once more, with guardrails
     /// read just now.
     pub(super) async fn use_up(&self, halt: &TradingHalt, status: &mut TradingHaltStatus, policy: &HaltPolicy) {
-        let Ok(since) = self.guardrails.names_true_since_now().await else { return };
-        if let Approved::Granted(counted) = self.counted(halt, policy, since).await {
+        let counted = async {
+            let since = self.guardrails.names_true_since_now().await.ok()?;
+            Some(self.counted(halt, policy, since).await)
+        };
+        // The status of the look waits for it. Without an answer the next look asks again.
+        if let Ok(Some(Approved::Granted(counted))) = tokio::time::timeout(EFFECT_DEADLINE, counted).await {
             note(status, halt, counted, Timestamp::now());
         }
     }
@@ -162,7 +166,7 @@ impl HaltReconciler {
 }
 
 fn note(status: &mut TradingHaltStatus, halt: &TradingHalt, counted: Vec<CountedApproval>, now: Timestamp) {
-    let at = |c: &CountedApproval| format!("{} at {}", c.approver, MicroTime(c.at.0).0);
+    let at = |c: &CountedApproval| format!("{} at {}", c.approver, c.at.0);
     let by: Vec<_> = counted.iter().map(at).collect();
     let message = shorten(&format!("{} was allowed by {}", halt.spec.positions, by.join(", ")));
     evidence::append(&mut status.evidence, now, "PositionsApproved", &message, false);
