@@ -367,6 +367,17 @@ mod tests {
     }
 
     #[test]
+    fn the_order_of_the_kinds_means_nothing() {
+        let policy = |kinds: &str| {
+            let all = shipped_with(&kinds.parse().unwrap()).unwrap();
+            all.into_iter().find(|s| s.kind == POLICY && s.name == LATCH_POLICY).unwrap()
+        };
+        let (one, other) = (policy("a.io/v1/A/as,b.io/v1/B/bs"), policy("b.io/v1/B/bs,a.io/v1/A/as"));
+        assert_eq!(compare(&one, Some(&live(other.spec.clone()))), Look::Same);
+        assert_eq!(compare(&one, Some(&live(latch().spec.clone()))), Look::Different);
+    }
+
+    #[test]
     fn every_policy_that_is_shipped_has_a_binding() {
         let all = SHIPPED.as_ref().unwrap();
         let names = |kind| all.iter().filter(|s| s.kind == kind).map(|s| s.name.as_str()).collect::<BTreeSet<_>>();

@@ -562,6 +562,11 @@ mod tests {
         let status = json!({"selector": "app=bot"});
         let stopped = view(json!({"metadata": {"name": "bot"}, "spec": {"replicas": 0, "x": 1}, "status": status}));
         assert!(!stopped.active() && stopped.match_labels.is_some());
+        // A blue-green status tells the pods of one revision; all that are declared trade.
+        let declared = json!({"replicas": 1, "selector": {"matchLabels": {"app": "bot"}}});
+        let status = json!({"selector": "app=bot,rollouts-pod-template-hash=a1"});
+        let coloured = view(json!({"metadata": {"name": "bot"}, "spec": declared, "status": status}));
+        assert_eq!(coloured.match_labels, Some([("app".to_owned(), "bot".to_owned())].into()));
         let unknown = view(json!({"metadata": {"name": "bot"}, "spec": {}}));
         assert!(unknown.active() && unknown.match_labels.is_none() && unknown.selector.is_none());
     }

@@ -233,6 +233,34 @@ mod tests {
         assert!(!others.closing);
     }
 
+    #[rstest]
+    #[case::nothing_new((false, false), (false, false), true)]
+    #[case::one_was_allowed_to_close((false, false), (true, false), false)]
+    #[case::one_has_sent_closes((false, false), (false, true), false)]
+    #[case::it_was_known((true, true), (true, true), true)]
+    #[case::it_is_over((true, true), (false, false), true)]
+    fn what_another_begins_during_the_reads_is_not_begun_too(
+        #[case] (closing, close_intended): (bool, bool),
+        #[case] now: (bool, bool),
+        #[case] same: bool,
+    ) {
+        let before = Others { closing, close_intended, ..Others::default() };
+        let now = Others { closing: now.0, close_intended: now.1, ..Others::default() };
+        assert_eq!(before.leaves_the_same(&now), same);
+    }
+
+    /// What people allowed counts as closing for the others once it is in the status, and not before.
+    #[test]
+    fn an_approval_counts_when_it_is_written_down() {
+        let keep = halt("keep", 1, "Keep", json!({}));
+        let approved = json!({"approvals": [{"name": "yes", "uid": "u", "approver": "anna", "decision": "Approve",
+            "at": "2026-01-01T00:00:00.000000Z"}]});
+        for (status, closing) in [(json!({}), false), (approved, true)] {
+            let all = [keep.clone(), halt("old", 2, "CloseAll", status)];
+            assert_eq!(Others::at("alpaca", &all, &keep, &HaltPolicy::default()).closing, closing);
+        }
+    }
+
     #[test]
     fn what_the_others_sent_is_told_by_their_actions() {
         let action = |name: &str, state: &str| json!({"actions": [{"name": name, "state": state, "attempts": 1}]});
