@@ -262,6 +262,11 @@ impl Faults {
         self.state().log.clone()
     }
 
+    /// Whether there was such a call.
+    pub fn any(&self, is: impl FnMut(&Recorded) -> bool) -> bool {
+        self.state().log.iter().any(is)
+    }
+
     /// The layers of the next operator. The one before it is dead.
     pub fn operator(&self) -> Layers {
         let mut state = self.state();

@@ -23,7 +23,7 @@ use standfast_crds::{
     v1alpha1::{Approval, Break, TradingResume, TradingResumeStatus},
 };
 use standfast_e2e::{
-    faults::{Outcome, Recorded},
+    faults::{Faults, Outcome, Recorded},
     world::World,
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -195,10 +195,10 @@ pub fn end(status: &TradingResumeStatus, limits: &Limits) -> String {
 }
 
 /// Why more of the bots runs than their limit is for.
-pub async fn too_many(world: &World, limits: &Limits, calls: &[Recorded]) -> Result<Option<String>> {
+pub async fn too_many(world: &World, limits: &Limits, calls: &Faults) -> Result<Option<String>> {
     let pods = world.node.alive().len();
-    let released = calls.iter().any(|c| c.armed && c.kind.starts_with("DELETE configmaps/standfast-latch-"));
-    if pods <= FEW || !released || limits.told() == "2" {
+    let released = || calls.any(|c| c.armed && c.kind.starts_with("DELETE configmaps/standfast-latch-"));
+    if pods <= FEW || limits.told() == "2" || !released() {
         return Ok(None);
     }
     // The watch may be behind.

@@ -296,17 +296,18 @@ impl Stage {
         loop {
             tokio::time::sleep(SAMPLE).await;
             if self.scenario == Scenario::Gated {
-                match gated::too_many(&self.world, &self.books.limits, &self.faults.log()).await {
+                match gated::too_many(&self.world, &self.books.limits, &self.faults).await {
                     Ok(None) | Err(_) => {}
                     Ok(Some(why)) => return anyhow::anyhow!(why),
                 }
             }
-            let said = self.halt.borrow().clone();
-            let Some(said) = said.filter(|h| phase(h) == HaltPhase::Halted) else { continue };
+            let halted = |h: &&TradingHalt| phase(h) == HaltPhase::Halted;
+            let said = self.halt.borrow().as_ref().filter(halted).map(|h| h.resource_version());
+            let Some(said) = said else { continue };
             let Some(why) = self.contradiction() else { continue };
             // It said so before, and if it is still the same word it said so all along.
             match self.world.api::<TradingHalt>().get(HALT).await {
-                Ok(still) if still.resource_version() == said.resource_version() => {
+                Ok(still) if still.resource_version() == said => {
                     return anyhow::anyhow!("the status says Halted, but {why}");
                 }
                 _ => {}
@@ -405,7 +406,7 @@ impl Stage {
     }
 
     fn sync_refused(&self) -> bool {
-        self.faults.log().iter().any(|c| c.kind == "POST /sync" && c.outcome == Outcome::Faulted(409))
+        self.faults.any(|c| c.kind == "POST /sync" && c.outcome == Outcome::Faulted(409))
     }
 
     async fn play(&self) -> Result<Option<String>> {
