@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
-use standfast_crds::v1alpha1::{Approval, SubjectKind, TradingHalt, TradingResume, TradingSystem};
+use standfast_crds::v1alpha1::{Approval, ApprovalSubject, SubjectKind, TradingHalt, TradingResume, TradingSystem};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
@@ -133,9 +133,9 @@ pub fn warm(parts: &Parts) -> Warm {
             }
             if used {
                 let approvals = approvals.get().map(|a| a.read_namespace(&namespace)).unwrap_or_default();
-                let of_halt =
-                    |a: &&Approval| a.spec.subject.kind == SubjectKind::TradingHalt && a.spec.subject.name == name;
-                approvals.iter().filter(of_halt).for_each(|a| approval.pull(&namespace, &a.name_any()));
+                let of_halt = |s: &ApprovalSubject| s.kind == SubjectKind::TradingHalt && s.name == name;
+                let about = approvals.iter().filter(|a| of_halt(&a.spec.subject));
+                about.for_each(|a| approval.pull(&namespace, &a.name_any()));
             }
             if let Ok(new) = &new.0 {
                 if !new.spec.is_group() {
@@ -257,7 +257,10 @@ pub fn warm(parts: &Parts) -> Warm {
                 }
             }
             if old != Some(new) {
-                for one in systems.read_namespace(&key.namespace) {
+                let names = |s: &TradingSystem| {
+                    s.spec.workloads.iter().any(|w| new.named_by(w) || old.is_some_and(|old| old.named_by(w)))
+                };
+                for one in systems.read_namespace(&key.namespace).iter().filter(|s| names(s)) {
                     system.pull(&key.namespace, &one.name_any());
                 }
             }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, stream::SelectAll};
+use futures::{FutureExt, StreamExt, stream::SelectAll};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::ListParams,
@@ -124,6 +124,11 @@ where
         if self.store.wait_until_ready().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Whether the first lists are in.
+    pub fn is_ready(&self) -> bool {
+        self.store.wait_until_ready().now_or_never().is_some_and(|ready| ready.is_ok())
     }
 
     /// The store, for the machinery of `kube`.

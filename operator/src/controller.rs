@@ -2,9 +2,11 @@
 //! backoff. A reconcile that fails or panics concerns its object only.
 
 use std::{
+    borrow::Borrow,
     collections::{HashMap, HashSet, hash_map::Entry},
     convert::Infallible,
     hash::Hash,
+    ops::Deref,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -222,6 +224,32 @@ fn jitter_seed<K: Resource>(object: &K) -> u32 {
     object.meta().uid.iter().flat_map(|u| u.bytes()).fold(7, |h: u32, b| h.wrapping_mul(31).wrapping_add(b.into()))
 }
 
+/// A readable object of a cache: no copy of it, however long it is.
+pub struct Readable<K>(Arc<Guarded<K>>);
+
+impl<K> Readable<K> {
+    fn new(object: Arc<Guarded<K>>) -> Option<Self> {
+        object.0.is_ok().then_some(Self(object))
+    }
+}
+
+impl<K> Deref for Readable<K> {
+    type Target = K;
+
+    fn deref(&self) -> &K {
+        match &self.0.0 {
+            Ok(object) => object,
+            Err(_) => unreachable!("it is made of readable objects only"),
+        }
+    }
+}
+
+impl<K> Borrow<K> for Readable<K> {
+    fn borrow(&self) -> &K {
+        self
+    }
+}
+
 /// The readable objects of a cache.
 impl<K> Cache<Guarded<K>>
 where
@@ -234,8 +262,8 @@ where
     }
 
     /// All readable objects of a namespace.
-    pub fn read_namespace(&self, namespace: &str) -> Vec<K> {
-        self.in_namespace(namespace).iter().filter_map(|g| g.0.as_ref().ok().cloned()).collect()
+    pub fn read_namespace(&self, namespace: &str) -> Vec<Readable<K>> {
+        self.in_namespace(namespace).into_iter().filter_map(Readable::new).collect()
     }
 
     /// Names of the objects of a namespace, sorted, at most five.

@@ -211,6 +211,16 @@ impl View {
         self.size() != Size::stopped(self.key.kind)
     }
 
+    /// Whether an entry of a TradingSystem names it.
+    pub fn named_by(&self, entry: &Workload) -> bool {
+        let carries = |labels: &BTreeMap<String, String>| labels.iter().all(|(k, v)| self.labels.get(k) == Some(v));
+        let named = match (&entry.name, &entry.match_labels) {
+            (Some(name), _) => *name == self.key.name,
+            (None, labels) => labels.as_ref().is_some_and(carries),
+        };
+        entry.kind == self.key.kind && named
+    }
+
     /// Whether as many pods are ready as it wants, and any but where there is no node for a DaemonSet; as far as is known.
     pub fn has_its_pods(&self) -> bool {
         match self.key.kind {
@@ -450,6 +460,20 @@ impl Workloads {
         &self.kinds
     }
 
+    /// Whether the workloads of a kind are known, or why not.
+    pub fn known(&self, kind: WorkloadKind) -> Result<(), String> {
+        let listed = match kind {
+            WorkloadKind::Deployment => self.deployments.is_ready(),
+            WorkloadKind::StatefulSet => self.stateful_sets.is_ready(),
+            WorkloadKind::CronJob => self.cron_jobs.is_ready(),
+            WorkloadKind::DaemonSet => self.daemon_sets.is_ready(),
+            // One that is not listed in the chart is told elsewhere.
+            WorkloadKind::Scalable(_) => self.scalable(kind).is_none_or(|(_, cache)| cache.is_ready()),
+        };
+        let why = "is the kind installed, and may the operator list it?";
+        listed.then_some(()).ok_or_else(|| format!("no list of the kind {kind} has come yet: {why}"))
+    }
+
     fn scalable(&self, kind: WorkloadKind) -> Option<&(Scalable, Cache<LeanScalable>)> {
         self.scalable.iter().find(|(scalable, _)| scalable.kind == kind)
     }
@@ -497,7 +521,7 @@ impl Workloads {
     pub fn trading(&self, namespace: &str, entries: &[Workload]) -> (Vec<View>, Vec<String>) {
         let (mut found, mut missing) = (BTreeMap::new(), vec![]);
         for entry in entries.iter().filter(|e| e.role == WorkloadRole::Trading) {
-            if let Err(why) = self.kinds.check(entry) {
+            if let Err(why) = self.kinds.check(entry).and_then(|()| self.known(entry.kind)) {
                 missing.push(why);
                 continue;
             }
@@ -549,6 +573,19 @@ mod tests {
     #[case("", None)]
     fn only_plain_labels_are_taken_from_a_selector(#[case] text: &str, #[case] labels: Option<Value>) {
         assert_eq!(parse_selector(text).map(|l| json!(l)), labels);
+    }
+
+    #[rstest]
+    #[case(json!({"kind": "Deployment", "name": "bot"}), true)]
+    #[case(json!({"kind": "Deployment", "name": "other"}), false)]
+    #[case(json!({"kind": "StatefulSet", "name": "bot"}), false)]
+    #[case(json!({"kind": "Deployment", "matchLabels": {"app": "x"}}), true)]
+    #[case(json!({"kind": "Deployment", "matchLabels": {"app": "x", "tier": "y"}}), false)]
+    fn an_entry_names_a_workload(#[case] mut entry: Value, #[case] expected: bool) {
+        entry["role"] = json!("Supporting");
+        let bot: LeanDeployment =
+            serde_json::from_value(json!({"metadata": {"name": "bot", "labels": {"app": "x"}}})).unwrap();
+        assert_eq!(bot.view().named_by(&serde_json::from_value(entry).unwrap()), expected);
     }
 
     #[test]

@@ -158,6 +158,7 @@ async fn a_kind_that_is_not_listed_and_one_that_is_listed_wrongly_are_told() -> 
         .await?;
     let spec = json!({"venues": [world.venue_spec()], "workloads": [
         {"apiVersion": "e2e.standfast.dev/v2", "kind": "Ship", "name": "bot", "role": "Trading"},
+        {"apiVersion": "e2e.standfast.dev/v1", "kind": "Ghost", "name": "bot", "role": "Trading"},
         {"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "bot", "role": "Trading"}]});
     world.create::<TradingSystem>(json!({"metadata": {"name": "other"}, "spec": spec})).await?;
     let operator = world.operator().await?;
@@ -176,11 +177,13 @@ async fn a_kind_that_is_not_listed_and_one_that_is_listed_wrongly_are_told() -> 
     world.system_until("other", "both are told", unlisted).await?;
     drop(operator);
 
-    // The two charts are told different things.
-    world.kinds = Kinds::default();
+    // The two charts are told different things, and one of a kind that the cluster does not have.
+    world.kinds = "e2e.standfast.dev/v1/Ghost/ghosts".parse().map_err(anyhow::Error::msg)?;
     let _operator = world.operator().await?;
     let differs =
         says(&["differ from what was shipped: install the standfast-crds chart again, with the scalableKinds"]);
     world.system_until("system", "the guardrails are not those of this operator", differs).await?;
+    let unseen = says(&["no list of the kind Ghost has come yet"]);
+    world.system_until("other", "it does not say that there is none", unseen).await?;
     Ok(())
 }

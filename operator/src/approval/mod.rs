@@ -4,7 +4,7 @@
 pub mod count;
 pub mod standing;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
@@ -115,6 +115,8 @@ impl Reconcile for ApprovalReconciler {
         let (halts, systems) = (self.halts.read_namespace(&namespace), self.systems.read_namespace(&namespace));
         let since = self.guardrails.names_true_since().await;
         let now = Timestamp::now();
+        let (halts, systems): (Vec<_>, Vec<_>) =
+            (halts.iter().map(Deref::deref).collect(), systems.iter().map(Deref::deref).collect());
         let around = Around { resume: resume.as_ref(), halts: &halts, systems: &systems };
         let status = standing(&approval, around, since.as_ref().copied().map_err(String::as_str), now);
         if approval.status.as_ref() != Some(&status) && self.write(&approval, &status).await?.is_none() {

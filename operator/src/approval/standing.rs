@@ -22,9 +22,9 @@ pub struct Around<'a> {
     /// The TradingResume that has the name of its subject.
     pub resume: Option<&'a TradingResume>,
     /// The TradingHalts of the namespace.
-    pub halts: &'a [TradingHalt],
+    pub halts: &'a [&'a TradingHalt],
     /// The TradingSystems of the namespace.
-    pub systems: &'a [TradingSystem],
+    pub systems: &'a [&'a TradingSystem],
 }
 
 /// The status of an approval. `since` is when names became true.
@@ -128,7 +128,7 @@ fn judge(
 fn judge_of_halt(
     approval: &Approval,
     halt: &TradingHalt,
-    (halts, systems): (&[TradingHalt], &[TradingSystem]),
+    (halts, systems): (&[&TradingHalt], &[&TradingSystem]),
     since: Result<Timestamp, &str>,
     now: Timestamp,
 ) -> (ApprovalPhase, String) {

@@ -51,7 +51,7 @@ fn halt(by: Option<&str>) -> TradingHalt {
     halt
 }
 
-fn around<'a>(resume: Option<&'a TradingResume>, halts: &'a [TradingHalt]) -> Around<'a> {
+fn around<'a>(resume: Option<&'a TradingResume>, halts: &'a [&'a TradingHalt]) -> Around<'a> {
     Around { resume, halts, systems: &[] }
 }
 
@@ -110,7 +110,8 @@ fn what_the_status_says(
     #[case] phase: ApprovalPhase,
     #[case] message: &str,
 ) {
-    let (mut approval, resume, halts) = (approval(but), resume(status), [halt(Some("rita"))]);
+    let (mut approval, resume, halt) = (approval(but), resume(status), halt(Some("rita")));
+    let halts = [&halt];
     let said = standing(&approval, around(Some(&resume), &halts), Ok(at(100)), at(700));
     let ready = condition(&said.conditions, "Ready").unwrap();
     assert_eq!((said.phase, ready.message.as_str()), (phase, message));
@@ -129,7 +130,8 @@ fn what_the_status_says(
 
 #[test]
 fn what_it_was_about_is_gone() {
-    let (mut approval, halts) = (approval(json!({})), [halt(Some("rita"))]);
+    let (mut approval, halt) = (approval(json!({})), halt(Some("rita")));
+    let halts = [&halt];
     let gone = standing(&approval, around(None, &halts), Ok(at(100)), at(700));
     assert_eq!(gone.phase, Void);
     assert_eq!(condition(&gone.conditions, "Ready").unwrap().message, "there is no TradingResume go in namespace bots");
@@ -171,7 +173,7 @@ fn names_that_nobody_vouches_for(
     #[case] phase: ApprovalPhase,
     #[case] message: &str,
 ) {
-    let said = standing(&approval(json!({})), around(Some(&resume(json!({}))), &[halt(by)]), since.map(at), at(700));
+    let said = standing(&approval(json!({})), around(Some(&resume(json!({}))), &[&halt(by)]), since.map(at), at(700));
     assert_eq!((said.phase, condition(&said.conditions, "Ready").unwrap().message.as_str()), (phase, message));
 }
 
@@ -217,7 +219,7 @@ fn what_it_says_of_a_halt_that_closes(
     approval.spec.subject =
         serde_json::from_value(json!({"kind": "TradingHalt", "name": "stale", "uid": "uid-stale"})).unwrap();
     approval.spec.hash = halt.spec.hash().unwrap();
-    let around = Around { resume: None, halts: &[halt.clone()], systems: &[system] };
+    let around = Around { resume: None, halts: &[&halt], systems: &[&system] };
     let said = standing(&approval, around, Ok(at(100)), at(700));
     let ready = condition(&said.conditions, "Ready").unwrap();
     assert_eq!((said.phase, ready.message.as_str()), (phase, message));

@@ -1,6 +1,6 @@
 //! Approvals of what a halt asks to do to positions and its TradingSystem's policy does not allow.
 
-use std::time::Duration;
+use std::{borrow::Borrow, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -60,7 +60,7 @@ pub fn subject(halt: &TradingHalt) -> Result<Subject, String> {
 /// those of the namespace, `since` is when names became true.
 pub fn rules(
     halt: &TradingHalt,
-    halts: &[TradingHalt],
+    halts: &[impl Borrow<TradingHalt>],
     policy: &HaltPolicy,
     since: Timestamp,
 ) -> Result<Rules, String> {
@@ -161,7 +161,7 @@ impl HaltReconciler {
                 && other.spec.positions.action != PositionAction::Keep
         };
         let halts = self.halts.read_namespace(&halt.namespace().unwrap_or_default());
-        since.elapsed() < KNOWN && halts.iter().any(closes)
+        since.elapsed() < KNOWN && halts.iter().any(|h| closes(h))
     }
 }
 

@@ -4,6 +4,7 @@
 //! has not brought back, stands at zero for that reason: its record is inherited, never the number it has now.
 
 use std::{
+    borrow::Borrow,
     cell::LazyCell,
     collections::HashMap,
     sync::{Mutex, PoisonError},
@@ -121,14 +122,14 @@ fn unrestored(released: &[Released<'_>], view: &View) -> Option<(String, Latched
 /// The record in the halt that `halt` names as the one whose release it takes back.
 fn taken_back(
     halt: &TradingHalt,
-    halts: &[TradingHalt],
+    halts: &[impl Borrow<TradingHalt>],
     kind: WorkloadKind,
     name: &str,
     active: bool,
 ) -> Option<(String, LatchedWorkload)> {
     let annotations = halt.metadata.annotations.as_ref()?;
     let from = annotations.get(BASELINES_FROM).filter(|_| !active || annotations.contains_key(PARTLY_BACK))?;
-    let released = halts.iter().find(|h| h.metadata.name.as_ref() == Some(from))?;
+    let released = halts.iter().map(Borrow::borrow).find(|h| h.metadata.name.as_ref() == Some(from))?;
     Some((from.clone(), held::record(released, kind, name)?))
 }
 
@@ -137,13 +138,13 @@ pub fn records(
     views: &[View],
     halt: &TradingHalt,
     registry: &Registry,
-    halts: &[TradingHalt],
-    resumes: &[TradingResume],
+    halts: &[impl Borrow<TradingHalt>],
+    resumes: &[impl Borrow<TradingResume>],
 ) -> Vec<LatchedWorkload> {
     let uid = halt.metadata.uid.as_deref().unwrap_or_default();
     // Plans are long: they are read only when a workload asks for it.
-    let released = LazyCell::new(|| resumes.iter().filter_map(released).collect::<Vec<_>>());
-    let partly = LazyCell::new(|| resumes.iter().flat_map(|r| &r.status).any(|s| partly_back(&s.steps)));
+    let released = LazyCell::new(|| resumes.iter().map(Borrow::borrow).filter_map(released).collect::<Vec<_>>());
+    let partly = LazyCell::new(|| resumes.iter().flat_map(|r| &r.borrow().status).any(|s| partly_back(&s.steps)));
     views
         .iter()
         .map(|view| {
@@ -151,7 +152,7 @@ pub fn records(
             let inherited = registry
                 .find(&view.key, uid)
                 .or_else(|| {
-                    let holder = halts.iter().find(|h| {
+                    let holder = halts.iter().map(Borrow::borrow).find(|h| {
                         held::holds(h)
                             && h.metadata.uid.as_deref() != Some(uid)
                             && held::record(h, kind, name).is_some()
@@ -228,6 +229,16 @@ mod tests {
         .unwrap()
     }
 
+    /// What `halt` records of a bot with so many replicas.
+    fn record_of(
+        replicas: i32,
+        halt: &TradingHalt,
+        halts: &[TradingHalt],
+        resumes: &[TradingResume],
+    ) -> LatchedWorkload {
+        records(&[bot(replicas)], halt, &Registry::default(), halts, resumes).remove(0)
+    }
+
     fn recorded(name: &str, replicas: i32, held: bool) -> TradingHalt {
         let bot = json!([{"kind": "Deployment", "name": "bot", "replicas": replicas}]);
         halt(name, None, json!({"latch": {"held": held, "configMap": "x"}, "workloads": bot}))
@@ -273,7 +284,7 @@ mod tests {
         #[case] expected: Option<(&str, i32)>,
     ) {
         let new = halt("new", None, Value::Null);
-        let record = |replicas| records(&[bot(replicas)], &new, &Registry::default(), &[], &resumes).remove(0);
+        let record = |replicas| record_of(replicas, &new, &[], &resumes);
         let stopped = record(0);
         let (from, replicas) = expected.map_or((None, 0), |(from, replicas)| (Some(from), replicas));
         assert_eq!((stopped.inherited_from.as_deref(), stopped.replicas), (from, Some(replicas)));
@@ -310,7 +321,7 @@ mod tests {
     #[case::ended_in_a_stage_and_scaled_since(staged("Failed", DONE, OPEN, true), 5, 5)]
     fn a_stage_does_not_change_the_baseline(#[case] resume: TradingResume, #[case] live: i32, #[case] expected: i32) {
         let new = halt("new", None, Value::Null);
-        let record = records(&[bot(live)], &new, &Registry::default(), &[], &[resume]).remove(0);
+        let record = record_of(live, &new, &[], &[resume]);
         assert_eq!(record.replicas, Some(expected));
     }
 
@@ -319,7 +330,7 @@ mod tests {
     fn a_stage_that_is_taken_back_goes_back_to_the_whole() {
         let mut again = halt("again", Some("a"), Value::Null);
         let released = [recorded("a", 10, false)];
-        let record = |halt: &TradingHalt| records(&[bot(3)], halt, &Registry::default(), &released, &[]).remove(0);
+        let record = |halt: &TradingHalt| record_of(3, halt, &released, &[]);
         assert_eq!(record(&again).replicas, Some(3), "everything was back");
         again.metadata.annotations.as_mut().unwrap().insert(PARTLY_BACK.into(), "true".into());
         assert_eq!(record(&again).replicas, Some(10));
@@ -330,8 +341,7 @@ mod tests {
         let resumes = [resume("a", 3, 1, "Aborted", DONE, OPEN), resume("b", 5, 2, "Aborted", DONE, OPEN)];
         let (again, released) = (halt("again", Some("c"), Value::Null), recorded("c", 10, false));
         let record = |halts: &[TradingHalt]| {
-            let mut all = records(&[bot(0)], &again, &Registry::default(), halts, &resumes);
-            let LatchedWorkload { inherited_from, replicas, .. } = all.remove(0);
+            let LatchedWorkload { inherited_from, replicas, .. } = record_of(0, &again, halts, &resumes);
             (inherited_from.unwrap(), replicas.unwrap())
         };
         assert_eq!(record(std::slice::from_ref(&released)), ("c".into(), 10));

@@ -247,7 +247,8 @@ pub fn first_wave(
     venues: &[(String, Offers)],
     application: bool,
 ) -> Vec<Effect> {
-    let mut effects = vec![Effect::WriteLatch];
+    // They are begun in this order, within the same millisecond: orders cost money first.
+    let mut effects = vec![];
     for (name, offers) in venues {
         match spec.orders.cancel {
             CancelOrders::All if offers.cancel_all > 0 => {
@@ -262,6 +263,7 @@ pub fn first_wave(
             effects.extend((0..offers.suspend).map(|n| Effect::Suspend(name.clone(), n)));
         }
     }
+    effects.push(Effect::WriteLatch);
     if application {
         effects.push(Effect::ApplicationHalt);
     }

@@ -1,5 +1,7 @@
 //! The evidence of a halt: an append-only chain of hashes in its status.
 
+use std::borrow::Borrow;
+
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -42,9 +44,10 @@ pub fn ledger(status: &TradingHaltStatus) -> String {
 }
 
 /// Head of the chain of the system's newest other halt: what a new halt continues.
-pub fn head(halts: &[TradingHalt], system: &str, but: Option<&str>) -> Option<String> {
+pub fn head(halts: &[impl Borrow<TradingHalt>], system: &str, but: Option<&str>) -> Option<String> {
     halts
         .iter()
+        .map(Borrow::borrow)
         .filter(|h| h.spec.halts(system) && h.metadata.uid.as_deref() != but)
         .filter_map(|h| {
             let status = h.status.as_ref()?;

@@ -4,6 +4,7 @@
 mod standing;
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, HashMap, HashSet},
     sync::PoisonError,
     time::Duration,
@@ -47,7 +48,7 @@ pub fn made_by(halt: &TradingHalt) -> Option<&str> {
 
 /// Whether it is certain that the person in `requestedBy` asked for this halt. He did himself, or he asked for the halt of
 /// several systems, among `halts`, that says that it made this one. `since` is when names became true.
-pub fn requester_certain(halt: &TradingHalt, halts: &[TradingHalt], since: Timestamp) -> bool {
+pub fn requester_certain(halt: &TradingHalt, halts: &[impl Borrow<TradingHalt>], since: Timestamp) -> bool {
     let later = |h: &TradingHalt| h.metadata.creation_timestamp.as_ref().is_some_and(|t| t.0 > since);
     if halt.spec.requested_by.is_none() {
         return false;
@@ -55,7 +56,7 @@ pub fn requester_certain(halt: &TradingHalt, halts: &[TradingHalt], since: Times
     let Some(uid) = halt.annotations().get(HALT_GROUP_UID) else { return later(halt) };
     let names = |e: &SystemHalt| e.halt_uid.is_some() && e.halt_uid == halt.metadata.uid;
     made_by(halt).is_some_and(|name| {
-        halts.iter().any(|group| {
+        halts.iter().map(Borrow::borrow).any(|group| {
             group.spec.is_group()
                 && group.metadata.name.as_deref() == Some(name)
                 && group.metadata.namespace == halt.metadata.namespace

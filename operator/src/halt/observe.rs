@@ -200,8 +200,9 @@ impl HaltReconciler {
         let too_many = (left > 0).then(|| {
             format!("{left} trading workloads are not latched: a halt holds at most {WORKLOAD_LIMIT}; split the TradingSystem")
         });
-        // What is not listed any more is not seen any more, and is not stopped for that.
-        let kinds = status.workloads.iter().filter_map(|w| self.workloads.kinds().resource(w.kind).err());
+        // What is not listed any more, or not yet, is not seen, and is not stopped for that.
+        let seen = |kind| self.workloads.kinds().resource(kind).map(drop).and_then(|()| self.workloads.known(kind));
+        let kinds = status.workloads.iter().filter_map(|w| seen(w.kind).err());
         let unknown = |v: &&Venue| !status.venues.iter().any(|known| known.name == v.name);
         let venues = system.spec.venues.iter().filter(unknown).map(|v| {
             format!("venue {} is not covered: a halt covers at most {VENUE_LIMIT}, with those it had before", v.name)

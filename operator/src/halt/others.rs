@@ -1,7 +1,7 @@
 //! What others do at a venue: held halts of the same system, which add up and are not to work against each other, and
 //! resumes, which a halt wins over.
 
-use std::time::Duration;
+use std::{borrow::Borrow, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use standfast_crds::v1alpha1::{HaltPolicy, PositionAction, StepState, TradingHalt, TradingHaltStatus, TradingResume};
@@ -19,7 +19,7 @@ const ENDING: Duration = Duration::from_secs(45);
 
 /// Whether a resume of this system may be making `venue` accept orders, or may have done so a moment ago: trading that is
 /// suspended by then may be allowed again afterwards.
-pub fn allowing(venue: &str, resumes: &[TradingResume], system: &str, now: Timestamp) -> bool {
+pub fn allowing(venue: &str, resumes: &[impl Borrow<TradingResume>], system: &str, now: Timestamp) -> bool {
     let of_venue = |name: &str| {
         let rest = name.strip_prefix(step::ALLOW_TRADING).and_then(|n| n.strip_prefix(venue));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -27,7 +27,7 @@ pub fn allowing(venue: &str, resumes: &[TradingResume], system: &str, now: Times
     let lately = |at: &Option<MicroTime>, within: Duration| {
         at.as_ref().is_some_and(|at| now.duration_since(at.0).unsigned_abs() < within)
     };
-    resumes.iter().any(|resume| {
+    resumes.iter().map(Borrow::borrow).any(|resume| {
         let Some(status) = &resume.status else { return false };
         let mut steps = status.steps.iter().filter(|e| e.attempts > 0 && of_venue(&e.name));
         let may = steps.any(|e| match (e.state, &e.deadline) {
@@ -100,11 +100,12 @@ impl Others {
     }
 
     /// What the others among `halts` do at `venue`.
-    pub fn at(venue: &str, halts: &[TradingHalt], halt: &TradingHalt, policy: &HaltPolicy) -> Self {
+    pub fn at(venue: &str, halts: &[impl Borrow<TradingHalt>], halt: &TradingHalt, policy: &HaltPolicy) -> Self {
+        let all = || halts.iter().map(Borrow::borrow);
         let of_system = |h: &&TradingHalt| {
             held::holds(h) && h.metadata.uid != halt.metadata.uid && h.spec.halts(halt.spec.system())
         };
-        let statuses = || halts.iter().filter(of_system).filter_map(|h| Some((h, h.status.as_ref()?)));
+        let statuses = || all().filter(of_system).filter_map(|h| Some((h, h.status.as_ref()?)));
         // Of several that close, the oldest does, so that nothing is closed twice.
         let age = |h: &TradingHalt| (h.metadata.creation_timestamp.clone(), h.metadata.uid.clone());
         // What people allowed counts when it is written down, and nothing is closed before.
@@ -132,8 +133,7 @@ impl Others {
                 all
             }),
             suspended: statuses().any(|(_, s)| act::suspends(s, venue)),
-            allowed_at: halts
-                .iter()
+            allowed_at: all()
                 .filter(|h| h.metadata.uid != halt.metadata.uid && h.spec.halts(halt.spec.system()))
                 .filter_map(|h| act::last_tried(h.status.as_ref()?, venue, "allowTrading"))
                 .max(),

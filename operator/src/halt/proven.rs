@@ -1,6 +1,6 @@
 //! For how long a halt was proven, in sight of the operator: what the gate `cool-off` of a resume asks for.
 
-use std::time::Duration;
+use std::{borrow::Borrow, time::Duration};
 
 use standfast_crds::v1alpha1::{self as crds, HaltPhase, TradingHalt, TradingHaltStatus, TradingResume};
 
@@ -57,7 +57,11 @@ impl ProvenFor {
 }
 
 /// The longest cool-off that a resume waits for and that this halt has not reached yet, as it is stored.
-pub fn awaited(halt: &TradingHalt, stored: &TradingHaltStatus, resumes: &[TradingResume]) -> Option<Duration> {
+pub fn awaited(
+    halt: &TradingHalt,
+    stored: &TradingHaltStatus,
+    resumes: &[impl Borrow<TradingResume>],
+) -> Option<Duration> {
     let of_this = |r: &&TradingResume| {
         let status = r.status.as_ref();
         let pinned = status.is_some_and(|s| s.halt_uid.is_some() && s.halt_uid == halt.metadata.uid);
@@ -65,7 +69,7 @@ pub fn awaited(halt: &TradingHalt, stored: &TradingHaltStatus, resumes: &[Tradin
     };
     let wanted = |r: &TradingResume| ResumePlan::read(r).ok().and_then(|p| p.policy.cool_off).map(crds::Duration::get);
     let so_far = stored.proven_for.map(crds::Duration::get).unwrap_or_default();
-    resumes.iter().filter(of_this).filter_map(wanted).filter(|w| *w > so_far).max()
+    resumes.iter().map(Borrow::borrow).filter(of_this).filter_map(wanted).filter(|w| *w > so_far).max()
 }
 
 /// Whether it is written for a resume that waits: every ten seconds, and when there is enough of it.
@@ -175,15 +179,16 @@ mod tests {
         for (key, value) in but.as_object().unwrap() {
             status[key] = value.clone();
         }
-        let resume = serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1", "kind": "TradingResume",
-            "metadata": {"name": "go"}, "spec": {"haltRef": {"name": "stale"}, "requestedBy": "risk"},
-            "status": status}));
+        let resume: TradingResume = serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1",
+            "kind": "TradingResume", "metadata": {"name": "go"}, "spec": {"haltRef": {"name": "stale"}, "requestedBy": "risk"},
+            "status": status}))
+        .unwrap();
         let halt: TradingHalt = serde_json::from_value(json!({"apiVersion": "standfast.dev/v1alpha1",
             "kind": "TradingHalt", "metadata": {"name": "stale", "uid": "uid-stale"},
             "spec": {"systemRef": {"name": "crypto"}, "reason": "a test"}}))
         .unwrap();
         let stored = |length| TradingHaltStatus { proven_for: length, ..TradingHaltStatus::default() };
-        let resumes = [resume.unwrap()];
+        let resumes = [resume];
         assert_eq!(awaited(&halt, &stored(None), &resumes), expected.map(Duration::from_secs));
         let enough = stored(Some(crds::Duration::from_secs(600)));
         assert_eq!(awaited(&halt, &enough, &resumes), None, "it was reached");

@@ -46,7 +46,7 @@ impl HaltReconciler {
     pub(super) fn release_asked(&self, halt: &TradingHalt) -> Option<TradingResume> {
         let resumes = self.resumes.read_namespace(&halt.namespace().unwrap_or_default());
         let now = Timestamp::now();
-        resumes.into_iter().find(|r| asks(r, halt, now))
+        resumes.iter().find(|r| asks(r, halt, now)).map(|r| TradingResume::clone(r))
     }
 
     /// Whether the guardrails allow a release. Missing or edited ones do not: the halt's status says so.

@@ -1,6 +1,7 @@
 //! The gate `approvals`: who must agree, and who has.
 
 use std::{
+    borrow::Borrow,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -76,7 +77,7 @@ fn asked_for(what: &str) -> String {
 /// asked is certain only where it was recorded while the guardrails were in place, `since` then.
 pub fn rules(
     plan: &ResumePlan,
-    halts: &[TradingHalt],
+    halts: &[impl Borrow<TradingHalt>],
     born: Option<Timestamp>,
     since: Timestamp,
 ) -> Result<Rules, String> {
@@ -98,7 +99,7 @@ pub fn rules(
     if excludes(Requester::Halt) {
         let what = format!("TradingHalt {}", plan.halt.name);
         let repair = "only a resumePolicy without it, and another TradingResume, goes on";
-        let halt = halts.iter().find(|h| h.uid().as_ref() == Some(&plan.halt.uid));
+        let halt = halts.iter().map(Borrow::borrow).find(|h| h.uid().as_ref() == Some(&plan.halt.uid));
         let Some(halt) = halt else { return Err(format!("{what} is gone")) };
         let Some(user) = &halt.spec.requested_by else {
             return Err(format!(

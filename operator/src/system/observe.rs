@@ -15,9 +15,8 @@ use crate::{
 
 /// The halts that name this system.
 pub(super) fn halts_of(halts: &Cache<Guarded<TradingHalt>>, namespace: &str, name: &str) -> Vec<TradingHalt> {
-    let mut found = halts.read_namespace(namespace);
-    found.retain(|h| h.spec.halts(name));
-    found
+    let halts = halts.read_namespace(namespace);
+    halts.iter().filter(|h| h.spec.halts(name)).map(|h| TradingHalt::clone(h)).collect()
 }
 
 /// Workloads of a namespace that two of its systems name, where one of both trades with it.
