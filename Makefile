@@ -45,13 +45,13 @@ test: ## Everything that proves the product (what CI runs)
 	@$(alone) $(MAKE) test-alone
 
 # The Go programs are built beside the Rust ones, of which neither keeps all cores busy all
-# the time. Whoever needs one of them waits for it.
+# the time. Whoever needs one of them waits for it, or builds it if that failed.
 test-alone:
-	@$(tools) helm controlplane kind >/dev/null & \
-	echo "== formatting, clippy, manifests and charts"; \
-	$(MAKE) checks; \
-	echo "== unit, property and control-plane tests"; \
-	cargo build --locked --workspace --all-targets
+	@mkdir -p $(STANDFAST_LOGS); $(tools) helm controlplane kind >$(STANDFAST_LOGS)/tools.log 2>&1 &
+	@echo "== formatting, clippy, manifests and charts"
+	@$(MAKE) checks
+	@echo "== unit, property and control-plane tests"
+	@cargo build --locked --workspace --all-targets
 	@$(with_controlplane) RUST_TEST_THREADS=$(threads) cargo test --locked --workspace -- --skip kind::
 	@echo "== end-to-end tests on a cluster"
 	@$(MAKE) e2e-alone

@@ -49,7 +49,7 @@ once() {
   [ -e "$folder" ] && return
   mkdir -p "$(dirname "$folder")"
   (
-    flock 9
+    flock --nonblock 9 || { say "waiting for $(basename "$folder"), which is being built" && flock 9; }
     [ -e "$folder" ] && exit
     partial=$folder.partial
     rm -rf "$partial" # a build that was killed

@@ -203,7 +203,8 @@ where
     writer.apply_watcher_event(&Event::Init);
     let cache = Cache { store: reader.clone(), kind: kind.clone() };
     let watchdog = watchdog.cloned();
-    let mut feeder = Feeder { writer, reader, kind: kind.clone(), waiting: apis.len(), lean, on_change };
+    let waiting = apis.iter().map(|(namespace, _)| namespace.clone()).collect();
+    let mut feeder = Feeder { writer, reader, kind: kind.clone(), waiting, lean, on_change };
     let drive = async move {
         let config = watcher::Config::default().timeout(feed.watch_timeout).page_size(500);
         let mut inputs = SelectAll::new();
@@ -218,8 +219,12 @@ where
         let mut lists: Vec<(Option<String>, Vec<K>)> = vec![];
         while let Some(input) = inputs.next().await {
             match input {
-                Input::Watch(_, Err(error)) => {
+                Input::Watch(scope, Err(error)) => {
                     tracing::warn!(kind = %K::kind(&kind), %error, "a watch failed and is begun again");
+                    // Without the kind there is nothing to list. Later that says nothing of what is known.
+                    if is_absent(&error) {
+                        feeder.arrived(&scope);
+                    }
                 }
                 Input::Watch(scope, Ok(Event::Init)) => {
                     lists.retain(|(s, _)| *s != scope);
@@ -261,8 +266,8 @@ where
     writer: Writer<K>,
     reader: Store<K>,
     kind: K::DynamicType,
-    /// Watches whose first list is not in yet.
-    waiting: usize,
+    /// Where the first list is not in yet.
+    waiting: HashSet<Option<String>>,
     lean: L,
     on_change: C,
 }
@@ -275,14 +280,16 @@ where
     C: Fn(Change<'_, K>),
 {
     fn started(&self) -> bool {
-        self.waiting == 0
+        self.waiting.is_empty()
     }
 
     fn apply(&mut self, mut new: K) {
         (self.lean)(&mut new);
+        if !self.started() {
+            return self.writer.apply_watcher_event(&Event::InitApply(new));
+        }
         let old = self.reader.get(&ObjectRef::from_obj_with(&new, self.kind.clone()));
-        let event = if self.started() { Event::Apply(new.clone()) } else { Event::InitApply(new.clone()) };
-        self.writer.apply_watcher_event(&event);
+        self.writer.apply_watcher_event(&Event::Apply(new.clone()));
         (self.on_change)(Change::Applied(old.as_deref(), &new));
     }
 
@@ -303,13 +310,23 @@ where
         for object in list {
             self.apply(object);
         }
-        if !self.started() {
-            self.waiting -= 1;
-            if self.started() {
-                self.writer.apply_watcher_event(&Event::InitDone);
+        self.arrived(&scope);
+    }
+
+    /// With the last of the first lists everything is there at once, and told.
+    fn arrived(&mut self, scope: &Option<String>) {
+        if self.waiting.remove(scope) && self.started() {
+            self.writer.apply_watcher_event(&Event::InitDone);
+            for object in self.reader.state() {
+                (self.on_change)(Change::Applied(None, &object));
             }
         }
     }
+}
+
+/// Whether the API server does not know the kind.
+fn is_absent(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
 /// Whether `a` is a later state of the object than `b`. Resource versions of one kind are ordered numbers.
@@ -342,12 +359,51 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, OnceLock};
+
     use http::{Request, Response};
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::client::Body;
+    use rstest::rstest;
+    use serde_json::json;
     use tower::{BoxError, service_fn};
 
     use super::*;
+
+    /// The lists of namespace `b` have one object, those of `a` are refused so.
+    #[rstest]
+    #[case::no_such_kind(404, true)]
+    #[case::forbidden(403, false)]
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_there_is_known_and_what_may_not_be_listed_is_not(#[case] code: u16, #[case] ready: bool) {
+        let service = service_fn(move |request: Request<Body>| async move {
+            let answer = match request.uri().to_string() {
+                uri if uri.contains("/namespaces/a/") => json!({"kind": "Status", "apiVersion": "v1", "code": code}),
+                uri if uri.contains("watch=true") => return std::future::pending().await,
+                _ => json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"},
+                    "items": [{"metadata": {"name": "one", "namespace": "b"}}]}),
+            };
+            let status = answer["code"].as_u64().map_or(200, |_| code);
+            Ok::<_, BoxError>(Response::builder().status(status).body(Body::from(answer.to_string().into_bytes()))?)
+        });
+        let scope = Scope::Namespaces(vec!["a".into(), "b".into()]);
+        let (opened, told) = (Arc::new(OnceLock::<Cache<ConfigMap>>::new()), Arc::new(Mutex::new(vec![])));
+        let (reader, seen) = (Arc::clone(&opened), Arc::clone(&told));
+        let on_change = move |change: Change<'_, ConfigMap>| {
+            let Change::Applied(None, new) = change else { panic!("it is new") };
+            let there = reader.get().is_some_and(|cache| cache.get("b", "one").is_some());
+            seen.lock().unwrap().push((new.name_any(), there));
+        };
+        let (cache, feed) =
+            open::<ConfigMap>(&Client::new(service, "bots"), &scope, Feed::EASY, None, |_| {}, on_change, || {});
+        let _ = opened.set(cache.clone());
+        assert!(!cache.is_ready());
+        assert!(tokio::time::timeout(Duration::from_secs(50), feed).await.is_err());
+        assert_eq!(cache.is_ready(), ready);
+        // What is told can be read.
+        let all = if ready { vec![("one".to_owned(), true)] } else { vec![] };
+        assert_eq!(*told.lock().unwrap(), all);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_cache_is_missed_when_nothing_drives_it_and_not_when_the_api_server_is_gone() {

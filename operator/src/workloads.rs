@@ -383,7 +383,8 @@ fn lean<K: ResourceExt>(object: &mut K) {
 }
 
 impl Workloads {
-    /// Opens the caches: the reader, and the future that feeds them. `on_change` hears of every change.
+    /// Opens the caches: the reader, and the future that feeds them. `on_change` hears of every change: what a workload was
+    /// like before, if that is known, and what it is like; or was, if it is gone.
     pub fn open(
         client: &Client,
         scope: &Scope,
@@ -396,10 +397,9 @@ impl Workloads {
             F: Fn(Option<&View>, &View),
         {
             let on_change = Arc::clone(on_change);
-            move |change| {
-                if let Change::Applied(old, new) = change {
-                    on_change(old.map(AsView::view).as_ref(), &new.view());
-                }
+            move |change| match change {
+                Change::Applied(old, new) => on_change(old.map(AsView::view).as_ref(), &new.view()),
+                Change::Deleted(gone) => on_change(None, &gone.view()),
             }
         }
         let on_change = Arc::new(on_change);
@@ -427,10 +427,9 @@ impl Workloads {
                 object.slim(&slim);
             };
             let on_change = Arc::clone(&on_change);
-            let tell = move |change: Change<'_, LeanScalable>| {
-                if let Change::Applied(old, new) = change {
-                    on_change(old.map(|o| o.view(&view)).as_ref(), &new.view(&view));
-                }
+            let tell = move |change: Change<'_, LeanScalable>| match change {
+                Change::Applied(old, new) => on_change(old.map(|o| o.view(&view)).as_ref(), &new.view(&view)),
+                Change::Deleted(gone) => on_change(None, &gone.view(&view)),
             };
             let (cache, feed) = cache::open_of(resource, apis, Feed::RENEWED, None, slimmed, tell, || {});
             scalable.push((kind.clone(), cache));
@@ -445,11 +444,9 @@ impl Workloads {
 
     /// Waits until the first lists are in.
     pub async fn ready(&self) {
-        // Nobody waits for ever for what may not be there.
+        tokio::join!(self.deployments.ready(), self.stateful_sets.ready(), self.cron_jobs.ready());
+        // Nobody waits for ever for what may not be there. The API server answers by now.
         let _ = tokio::join!(
-            self.deployments.ready(),
-            self.stateful_sets.ready(),
-            self.cron_jobs.ready(),
             tokio::time::timeout(PATIENCE, self.daemon_sets.ready()),
             tokio::time::timeout(PATIENCE, join_all(self.scalable.iter().map(|(_, cache)| cache.ready())))
         );
@@ -470,7 +467,7 @@ impl Workloads {
             // One that is not listed in the chart is told elsewhere.
             WorkloadKind::Scalable(_) => self.scalable(kind).is_none_or(|(_, cache)| cache.is_ready()),
         };
-        let why = "is the kind installed, and may the operator list it?";
+        let why = "may the operator list it?";
         listed.then_some(()).ok_or_else(|| format!("no list of the kind {kind} has come yet: {why}"))
     }
 

@@ -183,7 +183,7 @@ async fn a_kind_that_is_not_listed_and_one_that_is_listed_wrongly_are_told() -> 
     let differs =
         says(&["differ from what was shipped: install the standfast-crds chart again, with the scalableKinds"]);
     world.system_until("system", "the guardrails are not those of this operator", differs).await?;
-    let unseen = says(&["no list of the kind Ghost has come yet"]);
-    world.system_until("other", "it does not say that there is none", unseen).await?;
+    let unseen = says(&["Ghost bot not found in namespace"]);
+    world.system_until("other", "there is none", unseen).await?;
     Ok(())
 }

@@ -327,9 +327,9 @@ fn the_first_wave_looks_at_nothing_and_leaves_nothing_out() {
     let venues = [("alpaca".to_owned(), offers())];
     let wave = first_wave(&spec(CancelOrders::All, PositionAction::Keep), false, active, &venues, true);
     let expected = [
-        Effect::WriteLatch,
         Effect::CancelAll("alpaca".into(), 0),
         Effect::Suspend("alpaca".into(), 0),
+        Effect::WriteLatch,
         Effect::ApplicationHalt,
         Effect::Stop(key(), Size::Replicas(3)),
     ];
