@@ -47,7 +47,7 @@ test: ## Everything that proves the product (what CI runs)
 # The Go programs are built beside the Rust ones, of which neither keeps all cores busy all
 # the time. Whoever needs one of them waits for it, or builds it if that failed.
 test-alone:
-	@mkdir -p $(STANDFAST_LOGS); $(tools) helm controlplane kind >$(STANDFAST_LOGS)/tools.log 2>&1 &
+	@mkdir -p "$$STANDFAST_LOGS"; $(tools) helm controlplane kind >"$$STANDFAST_LOGS/tools.log" 2>&1 &
 	@echo "== formatting, clippy, manifests and charts"
 	@$(MAKE) checks
 	@echo "== unit, property and control-plane tests"

@@ -247,7 +247,7 @@ pub fn first_wave(
     venues: &[(String, Offers)],
     application: bool,
 ) -> Vec<Effect> {
-    // They are begun in this order, within the same millisecond: orders cost money first.
+    // All are begun at once, in this order: what an open order may cost comes before everything else.
     let mut effects = vec![];
     for (name, offers) in venues {
         match spec.orders.cancel {
