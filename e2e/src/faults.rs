@@ -86,7 +86,8 @@ impl Fault {
         matches!(self, Self::CutBefore | Self::CutAfter | Self::LostRequest | Self::LostReply)
     }
 
-    const fn has_effect(self) -> bool {
+    /// Whether the call is carried out, though the caller does not hear of it.
+    pub const fn has_effect(self) -> bool {
         matches!(self, Self::CutAfter | Self::LostReply)
     }
 }

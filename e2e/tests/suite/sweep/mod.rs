@@ -5,8 +5,9 @@
 //! a person. What must never be, not even for a moment, is looked for all the time, on the world and not in the status.
 //!
 //! Where some dozens of calls are alike, each meets some of the faults, in turns. `STANDFAST_SWEEP=changes` runs every
-//! call that changes something with every fault, and every other call with one; `STANDFAST_SWEEP=all` every call with
-//! every fault; `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
+//! call that changes something with every fault, and every other call with one; `STANDFAST_SWEEP=reads` every call that
+//! only reads with every fault that the operator can tell from another; `STANDFAST_SWEEP=all` every call with every
+//! fault; `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
 
 mod books;
 mod gated;
@@ -107,7 +108,7 @@ fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
     found
 }
 
-/// Which faults a call meets where not all of them do: those that have no turn at one call have it at the next.
+/// Which faults a call meets by default: those that have no turn at one call have it at the next.
 fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fault> {
     const CUTS: [Fault; 2] = [Fault::CutBefore, Fault::CutAfter];
     const OTHERS: [Fault; 5] = [Fault::LostReply, Fault::Conflict, Fault::LostRequest, Fault::Error, Fault::Throttled];
@@ -145,6 +146,19 @@ fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fa
     }
 }
 
+/// Which faults a call meets.
+fn met(wish: &str, scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fault> {
+    match (wish, mutating) {
+        ("all", _) | ("changes", true) => Fault::ALL.to_vec(),
+        ("changes", false) => vec![Fault::ALL[place % Fault::ALL.len()]],
+        ("reads", true) => vec![],
+        // Of a read nothing is left behind: whether it was carried out makes no difference to the one that is cut off
+        // or gets no answer.
+        ("reads", false) => Fault::ALL.into_iter().filter(|f| !f.has_effect()).collect(),
+        _ => faults(scenario, key, mutating, place),
+    }
+}
+
 fn say(line: &str) {
     // Past the capture of the test's output: it is to be seen when all is well.
     let _ = writeln!(std::io::stderr(), "{line}");
@@ -154,7 +168,7 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     let plane = plane().await?;
     let wish = std::env::var("STANDFAST_SWEEP").unwrap_or_default();
     let one: Option<Plan> = match wish.as_str() {
-        "" | "changes" | "all" => None,
+        "" | "changes" | "reads" | "all" => None,
         wish => Some(wish.parse()?),
     };
     if one.as_ref().is_some_and(|p| p.scenario != scenario) {
@@ -181,12 +195,7 @@ async fn sweep(scenario: Scenario) -> Result<()> {
     }
     let mut plans = vec![];
     for (place, (key, mutating, _)) in keys.iter().enumerate() {
-        let faults = match wish.as_str() {
-            "all" => Fault::ALL.to_vec(),
-            "changes" if *mutating => Fault::ALL.to_vec(),
-            "changes" => vec![Fault::ALL[place % Fault::ALL.len()]],
-            _ => faults(scenario, key, *mutating, place),
-        };
+        let faults = met(&wish, scenario, key, *mutating, place);
         let strike = |fault| Some(Strike { key: key.clone(), fault });
         plans.extend(faults.into_iter().map(|f| Plan { scenario, strike: strike(f) }));
     }
