@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use axum::{
     Json, Router,
     body::to_bytes,
@@ -18,7 +18,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpListener, process::Command, task::JoinSet};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpListener,
+    process::{Child, ChildStdin, ChildStdout, Command},
+    task::JoinSet,
+};
 
 /// The API key of all exchanges.
 pub const KEY: &str = "key-of-the-account";
@@ -27,16 +32,19 @@ pub const SECRET: &str = "c2VjcmV0LWNhbmFyeQ==";
 /// How far a time may be from that of an exchange, in milliseconds.
 const WINDOW: i64 = 5_000;
 
-/// Secret and message in, signature out.
+/// A line of JSON in, a line with the signature out.
 const SCRIPT: &str = r#"
-import base64, hashlib, hmac, sys
-kind, secret, path, nonce = sys.argv[1:5]
-message = sys.stdin.buffer.read()
-if kind == "kraken":
-    message = path.encode() + hashlib.sha256(nonce.encode() + message).digest()
-    print(base64.b64encode(hmac.new(base64.b64decode(secret), message, hashlib.sha512).digest()).decode(), end="")
-else:
-    print(hmac.new(secret.encode(), message, hashlib.sha256).hexdigest(), end="")
+import base64, hashlib, hmac, json, sys
+secret = sys.argv[1]
+for line in sys.stdin:
+    kind, path, nonce, message = json.loads(line)
+    message = message.encode()
+    if kind == "kraken":
+        message = path.encode() + hashlib.sha256(nonce.encode() + message).digest()
+        signature = hmac.new(base64.b64decode(secret), message, hashlib.sha512).digest()
+        print(base64.b64encode(signature).decode(), flush=True)
+    else:
+        print(hmac.new(secret.encode(), message, hashlib.sha256).hexdigest(), flush=True)
 "#;
 
 /// What the exchanges know.
@@ -68,10 +76,14 @@ impl Exchanges {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let books = Arc::new(Mutex::new(Books::default()));
-        let known = Arc::clone(&books);
-        let app = Router::new().fallback(async move |request: Request| match answer(&known, request).await {
-            Ok(answer) => answer,
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")).into_response(),
+        let exchange = Arc::new(Exchange { books: Arc::clone(&books), signer: Signer::start()? });
+        let app = Router::new().fallback(async move |request: Request| {
+            // Whoever hangs up does not stop it halfway.
+            match tokio::spawn(async move { answer(&exchange, request).await }).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")).into_response(),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+            }
         });
         let mut server = JoinSet::new();
         server.spawn(async move { drop(axum::serve(listener, app).await) });
@@ -88,18 +100,37 @@ fn lock(books: &Mutex<Books>) -> MutexGuard<'_, Books> {
     books.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn sign(kind: &str, path: &str, nonce: &str, message: &str) -> Result<String> {
-    let mut python = Command::new("python3")
-        .args(["-c", SCRIPT, kind, SECRET, path, nonce])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut input = python.stdin.take().context("no input")?;
-    input.write_all(message.as_bytes()).await?;
-    drop(input);
-    let output = python.wait_with_output().await?;
-    ensure!(output.status.success(), "python3 failed");
-    Ok(String::from_utf8(output.stdout)?)
+/// What is known, and who signs.
+struct Exchange {
+    books: Arc<Mutex<Books>>,
+    signer: Signer,
+}
+
+/// One Python for all requests: to start one for each takes longer than a venue may.
+struct Signer {
+    pipes: tokio::sync::Mutex<(ChildStdin, Lines<BufReader<ChildStdout>>)>,
+    _python: Child,
+}
+
+impl Signer {
+    fn start() -> Result<Self> {
+        let mut python = Command::new("python3")
+            .args(["-c", SCRIPT, SECRET])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let input = python.stdin.take().context("no input")?;
+        let output = BufReader::new(python.stdout.take().context("no output")?).lines();
+        Ok(Self { pipes: tokio::sync::Mutex::new((input, output)), _python: python })
+    }
+
+    async fn sign(&self, kind: &str, path: &str, nonce: &str, message: &str) -> Result<String> {
+        let line = format!("{}\n", json!([kind, path, nonce, message]));
+        let mut pipes = self.pipes.lock().await;
+        pipes.0.write_all(line.as_bytes()).await?;
+        pipes.1.next_line().await?.context("python3 ended")
+    }
 }
 
 /// The time at the exchanges.
@@ -120,20 +151,25 @@ fn parameter<'a>(text: &'a str, name: &str) -> &'a str {
     text.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
 }
 
-async fn answer(books: &Mutex<Books>, request: Request) -> Result<Response> {
+async fn answer(exchange: &Exchange, request: Request) -> Result<Response> {
     let (head, body) = request.into_parts();
     let body = String::from_utf8(to_bytes(body, 1 << 16).await?.to_vec())?;
     let query = head.uri.query().unwrap_or_default().to_owned();
     let (path, headers) = (head.uri.path(), &head.headers);
     let asked = (head.method.as_str(), path);
     Ok(match path.split('/').nth(1) {
-        Some("api") => binance(books, asked, headers, &query).await?,
-        Some("v5") => bybit(books, asked, headers, if body.is_empty() { &query } else { &body }).await?,
-        _ => kraken(books, path, headers, &body).await?,
+        Some("api") => binance(exchange, asked, headers, &query).await?,
+        Some("v5") => bybit(exchange, asked, headers, if body.is_empty() { &query } else { &body }).await?,
+        _ => kraken(exchange, path, headers, &body).await?,
     })
 }
 
-async fn binance(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap, query: &str) -> Result<Response> {
+async fn binance(
+    Exchange { books, signer }: &Exchange,
+    asked: (&str, &str),
+    headers: &HeaderMap,
+    query: &str,
+) -> Result<Response> {
     let refuse = |status: u16, code: i64, why: &'static str| {
         lock(books).refused.push(("binance", why));
         Ok((StatusCode::from_u16(status)?, Json(json!({"code": code, "msg": why}))).into_response())
@@ -146,7 +182,7 @@ async fn binance(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap,
     if !in_time(clock(books), parameter(signed, "timestamp")) {
         return refuse(400, -1021, "Timestamp for this request is outside of the recvWindow.");
     }
-    if sign("sha256", "", "", signed).await? != signature {
+    if signer.sign("sha256", "", "", signed).await? != signature {
         return refuse(400, -1022, "Signature for this request is not valid.");
     }
     let mut known = lock(books);
@@ -168,7 +204,12 @@ async fn binance(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap,
     }
 }
 
-async fn bybit(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap, parameters: &str) -> Result<Response> {
+async fn bybit(
+    Exchange { books, signer }: &Exchange,
+    asked: (&str, &str),
+    headers: &HeaderMap,
+    parameters: &str,
+) -> Result<Response> {
     let now = clock(books);
     let tell = |code: i64, result: Value| {
         Ok(Json(json!({"retCode": code, "retMsg": "", "result": result, "time": now})).into_response())
@@ -186,7 +227,7 @@ async fn bybit(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap, p
     if !in_time(now, &time) {
         return refuse(10002, "The request time exceeds the time window range.");
     }
-    if sign("sha256", "", "", &format!("{time}{key}{window}{parameters}")).await? != signature {
+    if signer.sign("sha256", "", "", &format!("{time}{key}{window}{parameters}")).await? != signature {
         return refuse(10004, "Error sign.");
     }
     let mut known = lock(books);
@@ -203,7 +244,12 @@ async fn bybit(books: &Mutex<Books>, asked: (&str, &str), headers: &HeaderMap, p
     }
 }
 
-async fn kraken(books: &Mutex<Books>, path: &str, headers: &HeaderMap, form: &str) -> Result<Response> {
+async fn kraken(
+    Exchange { books, signer }: &Exchange,
+    path: &str,
+    headers: &HeaderMap,
+    form: &str,
+) -> Result<Response> {
     let tell = |errors: &[&str], result: Value| Ok(Json(json!({"error": errors, "result": result})).into_response());
     let refuse = |why: &'static str| {
         lock(books).refused.push(("kraken", why));
@@ -215,7 +261,7 @@ async fn kraken(books: &Mutex<Books>, path: &str, headers: &HeaderMap, form: &st
         return refuse("EAPI:Invalid key");
     }
     let nonce = parameter(form, "nonce");
-    if sign("kraken", path, nonce, form).await? != signature {
+    if signer.sign("kraken", path, nonce, form).await? != signature {
         return refuse("EAPI:Invalid signature");
     }
     let nonce: u64 = nonce.parse()?;
