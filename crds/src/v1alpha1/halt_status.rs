@@ -402,7 +402,8 @@ pub struct UnjudgedPosition {
 pub struct VenueStatus {
     /// The venue's name.
     pub name: String,
-    /// Orders found open by the first read, which starts together with the first cancel.
+    /// At least so many orders were open: the first count that found any. It starts together with the first cancel, which
+    /// waits for nothing, so that none found says nothing, and is not recorded unless orders are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orders_before: Option<i64>,
     /// Positions found by the first read.

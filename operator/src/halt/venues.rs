@@ -101,12 +101,14 @@ impl HaltReconciler {
         let quick = Venue {
             open_orders: venue.open_orders.iter().filter(|r| r.http.is_some()).cloned().collect(),
             open_positions: venue.open_positions.iter().filter(|r| r.http.is_some()).cloned().collect(),
+            trading_suspended: None,
+            market_open: None,
             equity: None,
             ..venue.clone()
         };
         let read = self.read_venue_in_time(namespace, halt, &quick, (&JobReads::new(0), false), FIRST_READS).await;
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let orders = read.orders.and_then(Result::ok).map(|o| count(o.count));
+        let orders = read.orders.and_then(Result::ok).and_then(|o| were_open(halt, count(o.count)));
         (orders, read.positions.and_then(Result::ok).map(|p| count(p.count)))
     }
 
@@ -321,7 +323,7 @@ pub(super) fn judge_venue(
     let cancel_removed = venue.cancel_orders.is_empty()
         && venue.cancel_order.is_none()
         && status.actions.iter().any(|a| a.name.starts_with(&format!("{name}/cancelOrder")));
-    let shown = show(VenueStatus { selection: selection.clone(), ..before }, &read, &orders, &positions);
+    let shown = show(halt, VenueStatus { selection: selection.clone(), ..before }, &read, &orders, &positions);
     let fact = VenueFacts {
         name,
         offers: offers(venue),
@@ -417,7 +419,14 @@ fn open(positions: &calls::Positions) -> Positions {
     Positions { open: positions.count, items: items.collect(), held: positions.positions.clone() }
 }
 
+/// What a count tells of the orders that were open before: at least so many, for it begins together with the first cancel
+/// or later. That none is left says nothing then.
+fn were_open(halt: &TradingHalt, count: i64) -> Option<i64> {
+    (count > 0 || halt.spec.orders.cancel == CancelOrders::None).then_some(count)
+}
+
 fn show(
+    halt: &TradingHalt,
     before: VenueStatus,
     read: &VenueRead,
     orders: &Option<Known<Orders>>,
@@ -441,7 +450,7 @@ fn show(
         _ => vec![],
     };
     VenueStatus {
-        orders_before: before.orders_before.or_else(|| orders.map(all)),
+        orders_before: before.orders_before.or_else(|| were_open(halt, orders.map(all)?)),
         positions_before: before.positions_before.or_else(|| positions.map(|p| count(p.open))),
         open_orders: orders.map(|o| count(o.to_cancel + o.closing)),
         kept_orders: orders.map(|o| count(o.kept)),

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{core::v1::Secret, events::v1::Event};
 use kube::api::ListParams;
 use serde_json::{Value, json};
-use standfast_crds::v1alpha1::{HaltPhase, TradingHaltStatus, condition, halt_conditions as c};
+use standfast_crds::v1alpha1::{HaltPhase, TradingHaltStatus, condition, halt_conditions as c, is_true};
 use standfast_e2e::{
     venue::{Action, Behaviour, Decimal, Fault, NewOrder, PaperVenue, Side, bot::DemoBot},
     world::{KEY, Operator, SECRET, World},
@@ -100,6 +100,21 @@ async fn s0_33_the_first_read_tells_how_many_orders_there_were() -> Result<()> {
     world.halt("stale", json!({})).await?;
     let status = world.halted("stale").await?;
     assert_eq!(status.venues[0].orders_before, Some(5));
+    Ok(())
+}
+
+/// S0-33: a venue that has cancelled before it counts has none open any more. That says nothing of before.
+#[tokio::test]
+async fn s0_33_none_open_after_the_first_cancel_is_not_said_to_be_none_before() -> Result<()> {
+    let (world, _operator) = trading("uncounted", 1, json!({})).await?;
+    world.system_until("system", "prepared", |s| is_true(&s.conditions, "Prepared")).await?;
+    rest(&world.venue, "AAPL", 5)?;
+    world.venue.fault(Fault::on("GET", "/v2/orders", Action::status(503)));
+    world.halt("stale", json!({})).await?;
+    world.halt_until("stale", "its first wave is over", |s| s.times.first_cancel_sent_at.is_some()).await?;
+    world.venue.clear_faults();
+    let status = world.halted("stale").await?;
+    assert_eq!((status.venues[0].orders_before, status.venues[0].open_orders), (None, Some(0)));
     Ok(())
 }
 
