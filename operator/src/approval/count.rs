@@ -139,6 +139,14 @@ pub struct Rejection {
     pub comment: Option<String>,
 }
 
+impl Rejection {
+    /// By whom and why, in words.
+    pub fn said(&self) -> String {
+        let why = self.comment.as_ref().map(|c| format!(": {c}")).unwrap_or_default();
+        format!("rejected by {}{why}", self.by.approver)
+    }
+}
+
 /// What was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -163,6 +171,12 @@ impl Count {
     /// How many of the slots are filled: `1/2`.
     pub fn tally(&self) -> String {
         format!("{}/{}", self.counted.len(), self.needed)
+    }
+
+    /// What is still asked for, in words, and the first approval that does not count.
+    pub fn wanting(&self) -> String {
+        let unfit = self.unfit.first().map(|(name, why)| format!("; Approval {name} does not count: {why}"));
+        format!("{}{}", self.missing.join(" and "), unfit.unwrap_or_default())
     }
 }
 

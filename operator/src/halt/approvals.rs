@@ -85,14 +85,12 @@ pub fn rules(
 /// What a count means.
 fn said(count: Count) -> Approved {
     if let Some(rejection) = &count.rejected {
-        let why = rejection.comment.as_ref().map(|c| format!(": {c}")).unwrap_or_default();
-        return Approved::Wanting(format!("it was rejected by {}{why}", rejection.by.approver));
+        return Approved::Wanting(format!("it was {}", rejection.said()));
     }
     if count.met() {
         return Approved::Granted(count.counted);
     }
-    let unfit = count.unfit.first().map(|(name, why)| format!("; Approval {name} does not count: {why}"));
-    Approved::Wanting(format!("wanting Approvals: {}{}", count.missing.join(" and "), unfit.unwrap_or_default()))
+    Approved::Wanting(format!("wanting Approvals: {}", count.wanting()))
 }
 
 impl HaltReconciler {

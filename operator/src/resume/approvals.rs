@@ -154,8 +154,7 @@ fn subject(cx: &Context) -> Subject {
 /// What a count means for the gate, in words.
 pub(super) fn gate(count: &Count) -> Observation {
     if let Some(rejection) = &count.rejected {
-        let why = rejection.comment.as_ref().map(|c| format!(": {c}")).unwrap_or_default();
-        return Observation::Failed(shorten(&format!("rejected by {}{why}", rejection.by.approver)));
+        return Observation::Failed(shorten(&rejection.said()));
     }
     let by: Vec<_> = count.counted.iter().map(|c| c.approver.as_str()).collect();
     let by = if by.is_empty() { String::new() } else { format!(" by {}", by.join(", ")) };
@@ -163,9 +162,7 @@ pub(super) fn gate(count: &Count) -> Observation {
     if count.met() {
         return Observation::Done(so_far);
     }
-    let unfit = count.unfit.first().map(|(name, why)| format!("; Approval {name} does not count: {why}"));
-    let missing = count.missing.join(" and ");
-    Observation::InProgress(format!("{so_far}, wanting {missing}{}", unfit.unwrap_or_default()))
+    Observation::InProgress(format!("{so_far}, wanting {}", count.wanting()))
 }
 
 /// Counts, live.
