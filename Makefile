@@ -31,6 +31,10 @@ demo-down: ## Remove the demo's cluster and everything with it
 	@$(cluster) down demo
 	@e2e/images/build.sh clean
 
+# Where make runs several jobs. Cargo would take whatever it finds open under the numbers that
+# make names for make's tokens; it has jobs of its own.
+cargo := MAKEFLAGS= cargo
+
 # `command line` that runs in this checkout only once at a time: two would delete each
 # other's cluster. (--close: nothing that it leaves running may hold the lock.)
 alone = mkdir -p .work; flock --nonblock .work/test.lock true || \
@@ -44,20 +48,29 @@ test: ## Everything that proves the product (what CI runs)
 	@$(tools) apt build tests
 	@$(alone) $(MAKE) test-alone
 
-# The Go programs are built beside the Rust ones, of which neither keeps all cores busy all
-# the time. Whoever needs one of them waits for it, or builds it if that failed.
+# What need not wait does not: the Go programs are built beside the Rust ones (whoever needs
+# one of them waits for it, or builds it if that failed), and the tests on a cluster, which
+# wait for pods most of their time, run beside the others.
 test-alone:
 	@mkdir -p "$$STANDFAST_LOGS"; $(tools) helm controlplane kind >"$$STANDFAST_LOGS/tools.log" 2>&1 &
 	@echo "== formatting, clippy, manifests and charts"
 	@$(MAKE) checks
-	@echo "== unit, property and control-plane tests"
 	@cargo build --locked --workspace --all-targets
-	@$(with_controlplane) RUST_TEST_THREADS=$(threads) cargo test --locked --workspace -- --skip kind::
-	@echo "== end-to-end tests on a cluster"
-	@$(MAKE) e2e-alone
+	@echo "== unit, property and control-plane tests; beside them the end-to-end tests, kind::…"
+	@$(MAKE) --jobs=2 others-alone e2e-alone
+
+.PHONY: others-alone
+others-alone:
+	@$(with_controlplane) RUST_TEST_THREADS=$(threads) $(cargo) test --locked --workspace -- --skip kind::
 
 # Tests at a time: most of them wait, for API servers and for time to pass.
 threads = $$(($$(nproc) * 4))
+
+.PHONY: sweep
+sweep: ## The crash sweep with every call and every fault: hours (STANDFAST_SWEEP: parts of it)
+	@$(tools) apt build tests
+	@$(with_controlplane) STANDFAST_SWEEP=$${STANDFAST_SWEEP:-all} \
+	  cargo test --locked --workspace --test suite -- sweep::sweep_of
 
 .PHONY: unit
 unit: ## Tests that need no cluster
@@ -74,7 +87,7 @@ e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 # cargo would choose other features for the dependencies and compile them again.)
 # The tests use the cluster of KUBECONFIG_E2E, which `with` sets too, and never another.
 e2e-alone:
-	@cargo test --locked --workspace --test suite --no-run
+	@$(cargo) test --locked --workspace --test suite --no-run
 	@if [ -n "$${KUBECONFIG_E2E:-}" ]; then \
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
 	    cargo test --locked --workspace --test suite -- kind:: --test-threads 4; \
@@ -136,9 +149,9 @@ install-cli: cli ## Install it for `kubectl standfast` (BINDIR=…, by default ~
 # debug assertions are worth having there. (--workspace: as with e2e.)
 export STANDFAST_PROFILE ?= release
 ifeq ($(STANDFAST_PROFILE),release)
-build_binaries := cargo build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin paper-venue
+build_binaries := $(cargo) build --release --locked -p standfast-operator --bin standfast -p standfast-e2e --bin paper-venue
 else
-build_binaries := cargo build --locked --workspace --all-targets
+build_binaries := $(cargo) build --locked --workspace --all-targets
 endif
 
 images: ## Build the images of the operator and of the demo

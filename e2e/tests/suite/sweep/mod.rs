@@ -1,13 +1,13 @@
-//! The crash sweep: every call that an operator makes in a halt and in a resume goes wrong once, in every way.
+//! The crash sweep: calls that an operator makes in a halt and in a resume go wrong once, in every way.
 //!
 //! A clean run tells which calls there are. Then each of them is cut off, refused or lost in a world of its own, the
 //! operator is started again where it was cut off, and the end must be that of the clean run, or the status must ask for
 //! a person. What must never be, not even for a moment, is looked for all the time, on the world and not in the status.
 //!
-//! Where some dozens of calls are alike, each meets some of the faults, in turns. `STANDFAST_SWEEP=changes` runs every
-//! call that changes something with every fault, and every other call with one; `STANDFAST_SWEEP=reads` every call that
-//! only reads with every fault that the operator can tell from another; `STANDFAST_SWEEP=all` every call with every
-//! fault; `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
+//! By default some of these plans are run, above all those of calls that change something, with faults in turns.
+//! `STANDFAST_SWEEP=changes` runs every call that changes something with every fault, and every other call with one; `STANDFAST_SWEEP=reads` every call that only reads with
+//! every fault that the operator can tell from another; `STANDFAST_SWEEP=all` every call with every fault;
+//! `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
 
 mod books;
 mod gated;
@@ -108,16 +108,20 @@ fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
     found
 }
 
-/// Which faults a call meets by default: those that have no turn at one call have it at the next.
+/// Which faults a call meets by default. Those that have no turn at one call have it at another.
 fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fault> {
     const CUTS: [Fault; 2] = [Fault::CutBefore, Fault::CutAfter];
     const OTHERS: [Fault; 5] = [Fault::LostReply, Fault::Conflict, Fault::LostRequest, Fault::Error, Fault::Throttled];
+    /// What leaves no effect.
+    const WITHOUT: [Fault; 5] = [Fault::CutBefore, Fault::Conflict, Fault::LostRequest, Fault::Error, Fault::Throttled];
+    // What took effect and was not heard of is what may be done twice.
+    let several = || vec![Fault::CutAfter, Fault::LostReply, WITHOUT[place % WITHOUT.len()]];
     const STAGES: [&str; 2] = ["configmaps/limits", "/scale"];
     const VIEWS: [&str; 3] = ["approvals", "/positions", "/limits"];
     let one = || vec![Fault::ALL[place % Fault::ALL.len()]];
     match scenario {
         // What else a halt does is in its own scenario: here it is the closes, and what is written around them.
-        Scenario::Reduce if key.contains("/v2/positions/") => Fault::ALL.to_vec(),
+        Scenario::Reduce if key.contains("/v2/positions/") => several(),
         Scenario::Reduce if key.starts_with("GET /v2/account#") || key.starts_with("GET /v2/positions#1") => {
             vec![Fault::Error]
         }
@@ -140,7 +144,7 @@ fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fa
         }
         Scenario::Gated if mutating && !STAGES.iter().any(|own| key.contains(own)) => vec![],
         Scenario::Gated if !mutating && !VIEWS.iter().any(|own| key.contains(own)) => vec![],
-        _ if mutating => Fault::ALL.to_vec(),
+        _ if mutating => several(),
         _ if key.ends_with("#1") => one(),
         _ => vec![],
     }
