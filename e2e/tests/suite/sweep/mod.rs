@@ -5,9 +5,9 @@
 //! a person. What must never be, not even for a moment, is looked for all the time, on the world and not in the status.
 //!
 //! By default some of these plans are run, above all those of calls that change something, with faults in turns.
-//! `STANDFAST_SWEEP=changes` runs every call that changes something with every fault, and every other call with one; `STANDFAST_SWEEP=reads` every call that only reads with
-//! every fault that the operator can tell from another; `STANDFAST_SWEEP=all` every call with every fault;
-//! `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
+//! `STANDFAST_SWEEP=changes` runs every call that changes something with every fault, and every other call with one;
+//! `STANDFAST_SWEEP=reads` every call that only reads with every fault that the operator can tell from another;
+//! `STANDFAST_SWEEP=all` every call with every fault; `STANDFAST_SWEEP=<plan>` one of them, as a failure names it.
 
 mod books;
 mod gated;
