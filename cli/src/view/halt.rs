@@ -265,7 +265,7 @@ pub fn venue(venue: &VenueStatus, halt: &TradingHalt, now: Timestamp) -> Line {
         text += " open";
     }
     if let Some(before) = venue.orders_before {
-        text += &format!(" ({before} before)");
+        text += &format!(" (at least {before} before)");
     }
     if let Some(kept) = venue.kept_orders.filter(|n| *n > 0) {
         let which = if halt.spec.orders.cancel == CancelOrders::None { "" } else { ", protective" };
@@ -307,7 +307,7 @@ mod tests {
   workloads   done       no pod is left  +1.000 s
   orders      done       no order is open  +4.000 s
   positions   done       positions are kept
-  venue       alpaca  orders 0 open (5 before), 2 kept on purpose, protective; positions 1 (AAPL 10)  read 6s ago
+  venue       alpaca  orders 0 open (at least 5 before), 2 kept on purpose, protective; positions 1 (AAPL 10)  read 6s ago
   verified    6s ago  counts until 15:03:00 UTC
 "
         );

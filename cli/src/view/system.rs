@@ -360,7 +360,7 @@ mod tests {
   halt        stale  HALTED
   why         prices are stale, by alice, 10s ago
   pods        0 running
-  venue       alpaca  orders 0 open (5 before), 2 kept on purpose, protective; positions 1 (AAPL 10)  read 6s ago
+  venue       alpaca  orders 0 open (at least 5 before), 2 kept on purpose, protective; positions 1 (AAPL 10)  read 6s ago
   verified    6s ago  counts until 15:03:00 UTC
   checks      1/2 pass
               FAILS    feed  lag 90 > 5  for 70s
