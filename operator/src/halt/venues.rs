@@ -323,7 +323,10 @@ pub(super) fn judge_venue(
     let cancel_removed = venue.cancel_orders.is_empty()
         && venue.cancel_order.is_none()
         && status.actions.iter().any(|a| a.name.starts_with(&format!("{name}/cancelOrder")));
-    let shown = show(halt, VenueStatus { selection: selection.clone(), ..before }, &read, &orders, &positions);
+    // Later it says nothing of before, and the evidence has recorded what there was.
+    let early = status.times.halted_at.is_none() || before.read_at.is_none();
+    let before = VenueStatus { selection: selection.clone(), ..before };
+    let shown = show(halt, before, &read, (&orders, &positions), early);
     let fact = VenueFacts {
         name,
         offers: offers(venue),
@@ -429,8 +432,8 @@ fn show(
     halt: &TradingHalt,
     before: VenueStatus,
     read: &VenueRead,
-    orders: &Option<Known<Orders>>,
-    positions: &Option<Known<Positions>>,
+    (orders, positions): (&Option<Known<Orders>>, &Option<Known<Positions>>),
+    early: bool,
 ) -> VenueStatus {
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let orders = orders.as_ref().and_then(|o| o.as_ref().ok());
@@ -450,8 +453,8 @@ fn show(
         _ => vec![],
     };
     VenueStatus {
-        orders_before: before.orders_before.or_else(|| were_open(halt, orders.map(all)?)),
-        positions_before: before.positions_before.or_else(|| positions.map(|p| count(p.open))),
+        orders_before: before.orders_before.or_else(|| were_open(halt, orders.filter(|_| early).map(all)?)),
+        positions_before: before.positions_before.or_else(|| positions.filter(|_| early).map(|p| count(p.open))),
         open_orders: orders.map(|o| count(o.to_cancel + o.closing)),
         kept_orders: orders.map(|o| count(o.kept)),
         open_positions: positions.map(|p| count(p.open)),

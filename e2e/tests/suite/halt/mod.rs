@@ -103,9 +103,9 @@ async fn s0_33_the_first_read_tells_how_many_orders_there_were() -> Result<()> {
     Ok(())
 }
 
-/// S0-33: a venue that has cancelled before it counts has none open any more. That says nothing of before.
+/// S0-33: a venue that has cancelled before it counts has none open any more.
 #[tokio::test]
-async fn s0_33_none_open_after_the_first_cancel_is_not_said_to_be_none_before() -> Result<()> {
+async fn s0_33_what_is_counted_after_the_first_cancel_is_not_said_of_before() -> Result<()> {
     let (world, _operator) = trading("uncounted", 1, json!({})).await?;
     world.system_until("system", "prepared", |s| is_true(&s.conditions, "Prepared")).await?;
     rest(&world.venue, "AAPL", 5)?;
@@ -114,6 +114,12 @@ async fn s0_33_none_open_after_the_first_cancel_is_not_said_to_be_none_before() 
     world.halt_until("stale", "its first wave is over", |s| s.times.first_cancel_sent_at.is_some()).await?;
     world.venue.clear_faults();
     let status = world.halted("stale").await?;
+    assert_eq!((status.venues[0].orders_before, status.venues[0].open_orders), (None, Some(0)));
+    // Neither is one that comes back under the halt.
+    let id = world.venue.orders(KEY)[0].id.clone();
+    world.venue.revive_order(KEY, &id).expect("revived");
+    let seen = |s: &TradingHaltStatus| s.evidence.entries.iter().filter(|e| e.event == "OrdersCancelled").count() == 2;
+    let status = world.halt_until("stale", "seen and cancelled", seen).await?;
     assert_eq!((status.venues[0].orders_before, status.venues[0].open_orders), (None, Some(0)));
     Ok(())
 }
