@@ -115,7 +115,7 @@ fn s3_16_a_bot_that_ignores_sigterm_is_waited_for() {
 fn a_halt_survives_its_leader() {
     let site = Site::alone("leader");
     // The halt cannot be over before the bot's grace period is: there is time to kill the leader.
-    site.start_stubborn(40);
+    site.start_stubborn(30);
     let leader = cluster::leader();
     let uid = &leader["metadata"]["uid"];
     let killer = Killer::new(&site, &leader, "standfast");
@@ -219,8 +219,8 @@ fn an_operator_of_some_namespaces_leaves_the_others_alone() {
     helm_install(&[]);
     other.wait_halted("stop-now");
     other.assert_latched("stop-now");
-    site.finish();
     other.finish();
+    site.finish();
 }
 
 /// Who may halt may not resume, and the other way round; who may only look may do neither; and nobody takes a latch

@@ -23,8 +23,8 @@ pub const OPERATOR_NAMESPACE: &str = "standfast-system";
 
 /// The tests share the installation: whoever kills, changes or removes it is alone.
 static INSTALLATION: RwLock<()> = RwLock::new(());
-/// Only one test at a time makes sure that it is there.
-static INSTALL: Mutex<()> = Mutex::new(());
+/// Whether it is there as the charts are; one test at a time makes sure.
+static INSTALLED: Mutex<bool> = Mutex::new(false);
 
 /// For as long as it is kept, nobody else changes the installation, or nobody else uses it.
 #[allow(dead_code, reason = "kept, not read")]
@@ -143,6 +143,15 @@ pub fn install() {
     helm_install(&[]);
 }
 
+/// Installs Standfast unless it is there. `stays` is whether this test leaves it as it is.
+fn ensure_installed(stays: bool) {
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*installed {
+        install();
+    }
+    *installed = stays;
+}
+
 /// `helm upgrade --install` of the operator with these settings and no earlier ones, until it is rolled out.
 pub fn helm_install(settings: &[&str]) {
     let install = ["upgrade", "--install", "standfast", "charts/standfast", "--namespace", OPERATOR_NAMESPACE];
@@ -223,24 +232,21 @@ pub struct Site {
     pub namespace: String,
     /// What must not be seen anywhere: the values of its Secrets.
     canaries: [String; 3],
-    _turn: Option<Turn>,
+    turn: Option<Turn>,
 }
 
 impl Site {
     /// Installs Standfast unless it is there, and makes the namespace. The installation is left as it is.
     pub fn new(name: &str) -> Self {
-        Self::take(name, Turn::Shared(INSTALLATION.read().unwrap_or_else(PoisonError::into_inner)))
+        let turn = Turn::Shared(INSTALLATION.read().unwrap_or_else(PoisonError::into_inner));
+        ensure_installed(true);
+        Self::prepare(name, Some(turn))
     }
 
     /// The same for a test that kills, changes or removes the installation: it waits until no other test needs it.
     pub fn alone(name: &str) -> Self {
-        Self::take(name, Turn::Alone(INSTALLATION.write().unwrap_or_else(PoisonError::into_inner)))
-    }
-
-    fn take(name: &str, turn: Turn) -> Self {
-        let installing = INSTALL.lock().unwrap_or_else(PoisonError::into_inner);
-        install();
-        drop(installing);
+        let turn = Turn::Alone(INSTALLATION.write().unwrap_or_else(PoisonError::into_inner));
+        ensure_installed(false);
         Self::prepare(name, Some(turn))
     }
 
@@ -254,7 +260,7 @@ impl Site {
         // Of a run that was killed, on a cluster that is used again.
         kubectl(&["delete", "namespace", &namespace, "--ignore-not-found", "--timeout=180s"]);
         let canaries = ["key", "secret", "token"].map(|what| format!("canary-{what}-{name}"));
-        let site = Self { namespace, canaries, _turn: turn };
+        let site = Self { namespace, canaries, turn };
         site.apply_example("namespace.yaml", |text| text);
         site
     }
@@ -454,8 +460,10 @@ impl Site {
     }
 
     /// The last look of a test that succeeded.
-    pub fn finish(self) {
+    pub fn finish(mut self) {
         self.assert_nothing_leaked();
+        // Bots that ignore SIGTERM take their time: no other test has to wait for that.
+        drop(self.turn.take());
         kubectl(&["delete", "namespace", &self.namespace, "--timeout=180s"]);
     }
 
