@@ -325,11 +325,13 @@ impl Stage {
         let proven = async {
             loop {
                 halt.wait_for(|h| h.as_ref().is_some_and(|h| phase(h) == HaltPhase::Halted)).await?;
-                let seen = self.order_reads();
+                let (seen, life) = (self.order_reads(), self.faults.life());
                 let again = |venue: &PaperVenue| (order_reads(venue) >= seen + 2).then_some(());
                 self.world.venue.until(PATIENCE, again).await.context("the halt is not verified again")?;
-                // The watch may be behind, and an operator that has just begun counts anew before it says so again.
-                if self.world.halt_status(HALT).await?.phase == HaltPhase::Halted {
+                // An operator that has just begun counts anew before it says so again: only what the same one says that
+                // has looked counts. The watch may be behind.
+                let said = self.world.halt_status(HALT).await?.phase;
+                if said == HaltPhase::Halted && self.faults.life() == life {
                     return Ok(None);
                 }
             }
