@@ -90,11 +90,11 @@ e2e-alone:
 	@$(cargo) test --locked --workspace --test suite --no-run
 	@if [ -n "$${KUBECONFIG_E2E:-}" ]; then \
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
-	    cargo test --locked --workspace --test suite -- kind:: --test-threads 4; \
+	    $(cargo) test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	else \
 	  $(MAKE) images STANDFAST_PROFILE=debug; \
 	  $(cluster) with e2e $(addprefix --load ,$(images)) -- \
-	    cargo test --locked --workspace --test suite -- kind:: --test-threads 4; \
+	    env $(cargo) test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	fi
 
 .PHONY: lint

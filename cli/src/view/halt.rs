@@ -265,7 +265,8 @@ pub fn venue(venue: &VenueStatus, halt: &TradingHalt, now: Timestamp) -> Line {
         text += " open";
     }
     if let Some(before) = venue.orders_before {
-        text += &format!(" (at least {before} before)");
+        let at_least = if halt.spec.orders.cancel == CancelOrders::None { "" } else { "at least " };
+        text += &format!(" ({at_least}{before} before)");
     }
     if let Some(kept) = venue.kept_orders.filter(|n| *n > 0) {
         let which = if halt.spec.orders.cancel == CancelOrders::None { "" } else { ", protective" };

@@ -402,8 +402,9 @@ pub struct UnjudgedPosition {
 pub struct VenueStatus {
     /// The venue's name.
     pub name: String,
-    /// At least so many orders were open: the first count that found any. It starts together with the first cancel, which
-    /// waits for nothing, so that none found says nothing, and is not recorded unless orders are kept.
+    /// At least so many orders were open before: counted together with the first cancel, which waits for nothing. Absent
+    /// when none was found then, which says nothing of before, or when nothing was counted before a cancel. Where no order
+    /// is cancelled it is the first count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orders_before: Option<i64>,
     /// Positions found by the first read.

@@ -320,13 +320,10 @@ pub(super) fn judge_venue(
     };
     // One that came before another halt allowed trading, to close positions, does not hold any more.
     let suspend_done = remembered.suspended && act::last_tried(status, &name, "suspendTrading") >= others.allowed_at;
-    let cancel_removed = venue.cancel_orders.is_empty()
-        && venue.cancel_order.is_none()
-        && status.actions.iter().any(|a| a.name.starts_with(&format!("{name}/cancelOrder")));
-    // Later it says nothing of before, and the evidence has recorded what there was.
-    let early = status.times.halted_at.is_none() || before.read_at.is_none();
+    let cancel_intended = status.actions.iter().any(|a| a.name.starts_with(&format!("{name}/cancelOrder")));
+    let cancel_removed = venue.cancel_orders.is_empty() && venue.cancel_order.is_none() && cancel_intended;
     let before = VenueStatus { selection: selection.clone(), ..before };
-    let shown = show(halt, before, &read, (&orders, &positions), early);
+    let shown = show(before, &read, (&orders, &positions), cancel_intended);
     let fact = VenueFacts {
         name,
         offers: offers(venue),
@@ -422,23 +419,24 @@ fn open(positions: &calls::Positions) -> Positions {
     Positions { open: positions.count, items: items.collect(), held: positions.positions.clone() }
 }
 
-/// What a count tells of the orders that were open before: at least so many, for it begins together with the first cancel
-/// or later. That none is left says nothing then.
+/// What a count that begins together with the first cancel tells of the orders that were open before: at least so many.
+/// That none is left says nothing then.
 fn were_open(halt: &TradingHalt, count: i64) -> Option<i64> {
     (count > 0 || halt.spec.orders.cancel == CancelOrders::None).then_some(count)
 }
 
+/// What the status says of a venue. What is counted after a cancel was intended says nothing of before.
 fn show(
-    halt: &TradingHalt,
     before: VenueStatus,
     read: &VenueRead,
     (orders, positions): (&Option<Known<Orders>>, &Option<Known<Positions>>),
-    early: bool,
+    cancel_intended: bool,
 ) -> VenueStatus {
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let orders = orders.as_ref().and_then(|o| o.as_ref().ok());
     let positions = positions.as_ref().and_then(|p| p.as_ref().ok());
-    let all = |o: &Orders| count(o.to_cancel + o.kept + o.closing);
+    // Those that close positions were sent by a halt.
+    let bots = |o: &Orders| count(o.to_cancel + o.kept);
     let errors = [
         read.orders.as_ref().and_then(|r| r.as_ref().err()),
         read.positions.as_ref().and_then(|r| r.as_ref().err()),
@@ -453,8 +451,8 @@ fn show(
         _ => vec![],
     };
     VenueStatus {
-        orders_before: before.orders_before.or_else(|| were_open(halt, orders.filter(|_| early).map(all)?)),
-        positions_before: before.positions_before.or_else(|| positions.filter(|_| early).map(|p| count(p.open))),
+        orders_before: before.orders_before.or_else(|| orders.filter(|_| !cancel_intended).map(bots)),
+        positions_before: before.positions_before.or_else(|| positions.map(|p| count(p.open))),
         open_orders: orders.map(|o| count(o.to_cancel + o.closing)),
         kept_orders: orders.map(|o| count(o.kept)),
         open_positions: positions.map(|p| count(p.open)),

@@ -1,6 +1,6 @@
-//! The crash sweep: calls that an operator makes in a halt and in a resume go wrong once, in every way.
+//! The crash sweep: calls that an operator makes in a halt and in a resume go wrong.
 //!
-//! A clean run tells which calls there are. Then each of them is cut off, refused or lost in a world of its own, the
+//! A clean run tells which calls there are. Then one of them is cut off, refused or lost in a world of its own, the
 //! operator is started again where it was cut off, and the end must be that of the clean run, or the status must ask for
 //! a person. What must never be, not even for a moment, is looked for all the time, on the world and not in the status.
 //!
@@ -112,16 +112,12 @@ fn keys(runs: &[Run]) -> Vec<(String, bool, usize)> {
 fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fault> {
     const CUTS: [Fault; 2] = [Fault::CutBefore, Fault::CutAfter];
     const OTHERS: [Fault; 5] = [Fault::LostReply, Fault::Conflict, Fault::LostRequest, Fault::Error, Fault::Throttled];
-    /// What leaves no effect.
-    const WITHOUT: [Fault; 5] = [Fault::CutBefore, Fault::Conflict, Fault::LostRequest, Fault::Error, Fault::Throttled];
-    // What took effect and was not heard of is what may be done twice.
-    let several = || vec![Fault::CutAfter, Fault::LostReply, WITHOUT[place % WITHOUT.len()]];
     const STAGES: [&str; 2] = ["configmaps/limits", "/scale"];
     const VIEWS: [&str; 3] = ["approvals", "/positions", "/limits"];
     let one = || vec![Fault::ALL[place % Fault::ALL.len()]];
     match scenario {
         // What else a halt does is in its own scenario: here it is the closes, and what is written around them.
-        Scenario::Reduce if key.contains("/v2/positions/") => several(),
+        Scenario::Reduce if key.contains("/v2/positions/") => Fault::ALL.to_vec(),
         Scenario::Reduce if key.starts_with("GET /v2/account#") || key.starts_with("GET /v2/positions#1") => {
             vec![Fault::Error]
         }
@@ -144,7 +140,7 @@ fn faults(scenario: Scenario, key: &str, mutating: bool, place: usize) -> Vec<Fa
         }
         Scenario::Gated if mutating && !STAGES.iter().any(|own| key.contains(own)) => vec![],
         Scenario::Gated if !mutating && !VIEWS.iter().any(|own| key.contains(own)) => vec![],
-        _ if mutating => several(),
+        _ if mutating => Fault::ALL.to_vec(),
         _ if key.ends_with("#1") => one(),
         _ => vec![],
     }

@@ -330,8 +330,8 @@ impl Stage {
                 self.world.venue.until(PATIENCE, again).await.context("the halt is not verified again")?;
                 // An operator that has just begun counts anew before it says so again: only what the same one says that
                 // has looked counts. The watch may be behind.
-                let said = self.world.halt_status(HALT).await?.phase;
-                if said == HaltPhase::Halted && self.faults.life() == life {
+                let said = self.world.halt_status(HALT).await;
+                if said.is_ok_and(|s| s.phase == HaltPhase::Halted) && self.faults.life() == life {
                     return Ok(None);
                 }
             }
