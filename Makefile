@@ -50,12 +50,13 @@ test: ## Everything that proves the product (what CI runs)
 
 # What need not wait does not: the Go programs are built beside the Rust ones (whoever needs
 # one of them waits for it, or builds it if that failed), and the tests on a cluster, which
-# wait for pods most of their time, run beside the others.
+# wait for pods most of their time, run beside the others. What they need is there before.
 test-alone:
 	@mkdir -p "$$STANDFAST_LOGS"; $(tools) helm controlplane kind >"$$STANDFAST_LOGS/tools.log" 2>&1 &
 	@echo "== formatting, clippy, manifests and charts"
 	@$(MAKE) checks
 	@cargo build --locked --workspace --all-targets
+	@$(MAKE) e2e-needs
 	@echo "== unit, property and control-plane tests; beside them the end-to-end tests, kind::…"
 	@$(MAKE) --jobs=2 others-alone e2e-alone
 
@@ -77,7 +78,7 @@ unit: ## Tests that need no cluster
 	@$(tools) apt build
 	cargo test --locked --workspace --exclude standfast-e2e
 
-.PHONY: e2e e2e-alone
+.PHONY: e2e e2e-alone e2e-needs
 e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 	@$(tools) apt build
 	@$(alone) $(MAKE) e2e-alone
@@ -92,10 +93,14 @@ e2e-alone:
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
 	    $(cargo) test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	else \
-	  $(MAKE) images STANDFAST_PROFILE=debug; \
+	  $(MAKE) e2e-needs; \
 	  $(cluster) with e2e $(addprefix --load ,$(images)) -- \
 	    env $(cargo) test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	fi
+
+e2e-needs:
+	@if [ -z "$${KUBECONFIG_E2E:-}" ]; then \
+	  $(cluster) fetch; $(MAKE) images STANDFAST_PROFILE=debug; fi
 
 .PHONY: lint
 lint: ## Formatting, clippy, manifests, charts, scripts and examples

@@ -10,6 +10,7 @@
 #   cluster.sh list                their names
 #   cluster.sh load NAME IMAGE...  copy images into the nodes: names of images that
 #                                  `make images` has built, or archives
+#   cluster.sh fetch               build or pull what clusters are made of
 #   cluster.sh kubeconfig NAME     print the path of the cluster's own kubeconfig
 #   cluster.sh exec NAME -- COMMAND...
 #                                  run a command where the nodes' and services' own
@@ -329,6 +330,13 @@ load() { # NAME IMAGE...
   done
 }
 
+# Without starting anything.
+fetch() {
+  [ "$(docker_mode)" = own ] || return 0 # pulled when that was found out
+  "$tools" apt build cluster
+  "$tools" node-image >/dev/null
+}
+
 kubeconfig() { # NAME
   expect_cluster "$1"
   echo "$work/$1/kubeconfig"
@@ -407,7 +415,7 @@ heal() { # NAME
 verb=${1:-}
 [ $# -eq 0 ] || shift
 case $verb in
-  up | down | load | kubeconfig | with | logs | heal) "$verb" "$@" ;;
+  up | down | load | fetch | kubeconfig | with | logs | heal) "$verb" "$@" ;;
   cut) cut_off "$@" ;;
   exec) run_inside "$@" ;;
   list) clusters ;;
