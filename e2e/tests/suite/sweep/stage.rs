@@ -412,6 +412,19 @@ impl Stage {
         self.faults.any(|c| c.kind == "POST /sync" && c.outcome == Outcome::Faulted(409))
     }
 
+    /// Waits until the halt is proven, also when the operator is gone: what went wrong in its last moments it puts right
+    /// when it is back.
+    async fn until_held(&self, mut operator: Option<Life>) -> Result<Option<String>> {
+        loop {
+            let asks = self.drive(&mut operator, self.until_halted()).await?;
+            drop(operator.take());
+            if asks.is_some() || self.world.halt_status(HALT).await?.phase == HaltPhase::Halted {
+                return Ok(asks);
+            }
+            operator = Some(self.operator().await?);
+        }
+    }
+
     async fn play(&self) -> Result<Option<String>> {
         let mut operator = Some(self.operator().await?);
         self.prepared().await?;
@@ -419,13 +432,13 @@ impl Stage {
             Scenario::Halt => {
                 self.faults.arm();
                 self.world.halt(HALT, json!({"positions": {"action": "CloseAll"}})).await?;
-                self.drive(&mut operator, self.until_halted()).await
+                self.until_held(operator).await
             }
             Scenario::Reduce => {
                 self.faults.arm();
                 let half = json!({"positions": {"action": "ReduceTo", "reduceTo": {"exposurePercent": "50"}}});
                 self.world.halt(HALT, half).await?;
-                self.drive(&mut operator, self.until_halted()).await
+                self.until_held(operator).await
             }
             Scenario::Resume | Scenario::Gated => {
                 self.world.halt(HALT, json!({})).await?;
