@@ -1,7 +1,7 @@
 # Everything that can be done with the project from a checkout; `make` lists it.
 #
 # Variables: STANDFAST_DOCKER (e2e/cluster/cluster.sh), STANDFAST_CACHE (e2e/tools.sh),
-# KUBECONFIG_E2E (the target e2e), ARGS (the target bench).
+# KUBECONFIG_E2E (the target e2e), TEST_JOBS (the target test), ARGS (the target bench).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -84,7 +84,7 @@ unit: ## Tests that need no cluster
 .PHONY: e2e e2e-alone e2e-needs
 e2e: ## End-to-end tests on a cluster of their own, or on that of KUBECONFIG_E2E
 	@$(tools) apt build
-	@$(alone) $(MAKE) e2e-alone
+	@$(alone) $(MAKE) e2e-needs e2e-alone
 
 # Built first, so that a mistake shows before two minutes of cluster. The cluster's
 # nodes do not pull: the images are copied into them. (--workspace: with one package,
@@ -96,11 +96,11 @@ e2e-alone:
 	  PATH="$$(dirname "$$($(tools) kubectl)"):$$(dirname "$$($(tools) helm)"):$$PATH" \
 	    $(cargo) test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	else \
-	  $(MAKE) e2e-needs; \
 	  $(cluster) with e2e $(addprefix --load ,$(images)) -- \
 	    env $(cargo) test --locked --workspace --test suite -- kind:: --test-threads 4; \
 	fi
 
+# The node image, if one is built here, and the images: nothing is started.
 e2e-needs:
 	@if [ -z "$${KUBECONFIG_E2E:-}" ]; then \
 	  $(cluster) fetch; $(MAKE) images STANDFAST_PROFILE=debug; fi

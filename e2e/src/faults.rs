@@ -235,11 +235,6 @@ impl Faults {
         self.state().struck
     }
 
-    /// How many operators there were; the last of them is alive.
-    pub fn life(&self) -> u64 {
-        self.state().life
-    }
-
     /// Waits until the operator is to be cut off. Nothing that it does after that leaves it.
     pub async fn cut(&self) {
         let mut cut = self.0.cut.subscribe();

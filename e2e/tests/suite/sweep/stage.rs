@@ -325,13 +325,10 @@ impl Stage {
         let proven = async {
             loop {
                 halt.wait_for(|h| h.as_ref().is_some_and(|h| phase(h) == HaltPhase::Halted)).await?;
-                let (seen, life) = (self.order_reads(), self.faults.life());
+                let seen = self.order_reads();
                 let again = |venue: &PaperVenue| (order_reads(venue) >= seen + 2).then_some(());
                 self.world.venue.until(PATIENCE, again).await.context("the halt is not verified again")?;
-                // An operator that has just begun counts anew before it says so again: only what the same one says that
-                // has looked counts. The watch may be behind.
-                let said = self.world.halt_status(HALT).await;
-                if said.is_ok_and(|s| s.phase == HaltPhase::Halted) && self.faults.life() == life {
+                if phase_of(&halt.borrow()) == HaltPhase::Halted {
                     return Ok(None);
                 }
             }
@@ -412,8 +409,8 @@ impl Stage {
         self.faults.any(|c| c.kind == "POST /sync" && c.outcome == Outcome::Faulted(409))
     }
 
-    /// Waits until the halt is proven, also when the operator is gone: what went wrong in its last moments it puts right
-    /// when it is back.
+    /// Waits until the halt is proven, and still when the operator is gone. One that had just begun counts anew, and a look
+    /// that went wrong loses the proof: whoever comes back has to give it again.
     async fn until_held(&self, mut operator: Option<Life>) -> Result<Option<String>> {
         loop {
             let asks = self.drive(&mut operator, self.until_halted()).await?;
