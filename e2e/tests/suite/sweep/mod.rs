@@ -13,6 +13,7 @@ mod books;
 mod gated;
 mod process;
 mod stage;
+mod verdict;
 
 use std::{collections::BTreeSet, fmt, io::Write, str::FromStr, time::Instant};
 
@@ -24,7 +25,8 @@ use standfast_operator::client::Clients;
 use tokio::sync::Semaphore;
 
 use crate::plane::plane;
-use stage::{BOTS, HALT, RESUME, Run, Stage, Where, judge, run};
+use stage::{BOTS, HALT, RESUME, Run, Stage, Where, run};
+use verdict::judge;
 
 /// Worlds that are under way at a time, of all sweeps together.
 const WORLDS: usize = 12;

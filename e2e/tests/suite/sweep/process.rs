@@ -9,7 +9,8 @@ use standfast_e2e::faults::{Fault, Strike};
 
 use super::{
     Plan, Scenario, keys, say,
-    stage::{Where, judge, run},
+    stage::{Where, run},
+    verdict::judge,
 };
 use crate::plane::plane;
 
