@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Namespace, Pod, Secret},
@@ -16,6 +16,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    runtime::wait::await_condition,
 };
 use serde_json::{Value, json};
 use standfast_crds::v1alpha1::{
@@ -42,6 +43,8 @@ use crate::{controlplane::ControlPlane, node::Node, process::program, venue::Pap
 
 /// The longest that a test waits for anything. Machines are slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Pause between two looks at something that is waited for.
+const POLL: Duration = Duration::from_millis(50);
 /// The key of the bot's account at the venue.
 pub const KEY: &str = "PK-WORLD";
 /// Its secret.
@@ -295,6 +298,40 @@ impl World {
         Ok(self.api::<TradingHalt>().get(name).await?.status.unwrap_or_default())
     }
 
+    /// Waits until an object is as wanted, and gives it. It is watched: no state that it takes is missed.
+    async fn object_until<K>(&self, name: &str, what: &str, wanted: impl Fn(&K) -> bool) -> Result<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::Serialize
+            + serde::de::DeserializeOwned
+            + Send
+            + 'static,
+    {
+        let seen = std::sync::Mutex::new(None);
+        let matches = |object: Option<&K>| {
+            *seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = object.cloned();
+            object.is_some_and(&wanted)
+        };
+        let watched = async {
+            loop {
+                match await_condition(self.api::<K>(), name, matches).await {
+                    Ok(Some(object)) => return object,
+                    // A server that is down, or that starts.
+                    Ok(None) | Err(_) => tokio::time::sleep(POLL).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, watched).await.map_err(|_| {
+            let seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let seen = serde_json::to_value(&*seen).unwrap_or_default();
+            let seen = serde_json::to_string_pretty(&seen["status"]).unwrap_or_default();
+            let (kind, namespace) = (K::kind(&()), &self.namespace);
+            anyhow!("not within {} s: {what}; the status of {kind} {namespace}/{name} is\n{seen}", PATIENCE.as_secs())
+        })
+    }
+
     /// Waits until the status of a halt is as wanted, and gives it.
     pub async fn halt_until(
         &self,
@@ -302,19 +339,8 @@ impl World {
         what: &str,
         wanted: impl Fn(&TradingHaltStatus) -> bool,
     ) -> Result<TradingHaltStatus> {
-        let seen = std::sync::Mutex::new(TradingHaltStatus::default());
-        let found = self
-            .until(what, async || {
-                let status = self.halt_status(name).await?;
-                let done = wanted(&status);
-                *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = status.clone();
-                Ok(done.then_some(status))
-            })
-            .await;
-        found.with_context(|| {
-            let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
-            format!("TradingHalt {}/{name} is\n{seen}", self.namespace)
-        })
+        let status = |halt: &TradingHalt| halt.status.clone().unwrap_or_default();
+        Ok(status(&self.object_until(name, what, |halt| wanted(&status(halt))).await?))
     }
 
     /// Waits until a halt is proven.
@@ -335,41 +361,18 @@ impl World {
         what: &str,
         wanted: impl Fn(&TradingSystemStatus) -> bool,
     ) -> Result<TradingSystemStatus> {
-        let seen = std::sync::Mutex::new(None);
-        let found = self
-            .until(what, async || {
-                let status = self.api::<TradingSystem>().get(name).await?.status.unwrap_or_default();
-                let done = wanted(&status);
-                *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(status.clone());
-                Ok(done.then_some(status))
-            })
-            .await;
-        found.with_context(|| {
-            let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
-            format!("TradingSystem {}/{name} is\n{seen}", self.namespace)
-        })
+        let status = |system: &TradingSystem| system.status.clone().unwrap_or_default();
+        Ok(status(&self.object_until(name, what, |system| wanted(&status(system))).await?))
     }
 
-    /// The status of a resume.
+    /// Waits until a resume is as wanted, and gives it.
     pub async fn resume_until(
         &self,
         name: &str,
         what: &str,
         wanted: impl Fn(&TradingResume) -> bool,
     ) -> Result<TradingResume> {
-        let seen = std::sync::Mutex::new(None);
-        let found = self
-            .until(what, async || {
-                let resume = self.api::<TradingResume>().get(name).await?;
-                let done = wanted(&resume);
-                *seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = resume.status.clone();
-                Ok(done.then_some(resume))
-            })
-            .await;
-        found.with_context(|| {
-            let seen = seen.lock().map(|s| serde_json::to_string_pretty(&*s).unwrap_or_default()).unwrap_or_default();
-            format!("TradingResume {}/{name} is\n{seen}", self.namespace)
-        })
+        self.object_until(name, what, wanted).await
     }
 
     /// Waits until `look` finds something. Errors in between are taken for not found.
@@ -379,7 +382,7 @@ impl World {
             let looked = look().await;
             match looked {
                 Ok(Some(found)) => return Ok(found),
-                _ if Instant::now() < until => tokio::time::sleep(Duration::from_millis(20)).await,
+                _ if Instant::now() < until => tokio::time::sleep(POLL).await,
                 Ok(None) => bail!("not within {} s: {what}", PATIENCE.as_secs()),
                 Err(error) => bail!("not within {} s: {what}: {error:#}", PATIENCE.as_secs()),
             }
