@@ -78,14 +78,15 @@ pub fn decide(
 ) -> Decision {
     // Terms begin anew when a Lease was deleted: only a call that may be under way tells of somebody newer.
     let newer = |d: &Definition| {
-        let e = entry(journal, &d.name);
-        let later = e.state == StepState::Running && e.epoch.is_some_and(|epoch| epoch > at.epoch);
-        later && under_way(&e, at.now).is_some_and(|left| left <= reach(d))
+        let running = find(journal, &d.name).filter(|e| e.state == StepState::Running);
+        let later = running.filter(|e| e.epoch.is_some_and(|epoch| epoch > at.epoch));
+        later.and_then(|e| under_way(e, at.now)).is_some_and(|left| left <= reach(d))
     };
     if waves.iter().flatten().any(newer) {
         return Decision::Superseded;
     }
-    let passed = |d: &Definition| matches!(entry(journal, &d.name).state, StepState::Succeeded | StepState::Skipped);
+    let over = |e: &StepStatus| matches!(e.state, StepState::Succeeded | StepState::Skipped);
+    let passed = |d: &Definition| find(journal, &d.name).is_some_and(over);
     let Some(wave) = waves.iter().find(|w| !w.iter().all(passed)) else {
         return Decision::Ended(End::Succeeded);
     };
@@ -252,8 +253,11 @@ pub fn settle(definition: &Definition, entry: &StepStatus, acted: &Acted, now: T
 
 /// The step as the journal has it.
 pub(super) fn entry(journal: &[StepStatus], name: &str) -> StepStatus {
-    let known = journal.iter().find(|e| e.name == name).cloned();
-    known.unwrap_or_else(|| StepStatus { name: name.into(), ..StepStatus::default() })
+    find(journal, name).cloned().unwrap_or_else(|| StepStatus { name: name.into(), ..StepStatus::default() })
+}
+
+fn find<'a>(journal: &'a [StepStatus], name: &str) -> Option<&'a StepStatus> {
+    journal.iter().find(|e| e.name == name)
 }
 
 fn ended(definition: &Definition, state: StepState) -> Option<End> {
