@@ -69,7 +69,7 @@ others-alone:
 	@$(with_controlplane) RUST_TEST_THREADS=$(threads) nice env $(cargo) test --locked --workspace -- --skip kind::
 
 # Tests at a time: most of them wait, for API servers and for time to pass.
-threads = $$(($$(nproc) * 4))
+threads = $$(($$(nproc) * 6))
 
 .PHONY: sweep
 sweep: ## The crash sweep with every call and every fault: hours (STANDFAST_SWEEP: parts of it)

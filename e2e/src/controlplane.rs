@@ -216,7 +216,7 @@ impl ControlPlane {
         command.args(["--pdeathsig", "KILL", "--"]).arg(self.programs.join(program));
         command.args(flags.iter().map(|(name, value)| format!("--{name}={value}")));
         // Memory is cheaper than time here: it collects its garbage less often.
-        command.env("GOGC", "1600").env("GOMEMLIMIT", "1GiB");
+        command.env("GOGC", "800").env("GOMEMLIMIT", "3GiB");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         keeper(command).with_context(|| format!("starting {program} of {}", self.programs.display()))
     }

@@ -541,6 +541,14 @@ fn sequence(seed: u64) -> &'static str {
     model.disk.ended.unwrap_or(if model.disk.requested { "in a stage" } else { "at the gates" })
 }
 
+/// Runs the sequence. When it fails, it says how to repeat it.
+fn repeatable(seed: u64) -> &'static str {
+    std::panic::catch_unwind(|| sequence(seed)).unwrap_or_else(|error| {
+        eprintln!("repeat it with STANDFAST_MODEL_SEED={seed}");
+        std::panic::resume_unwind(error)
+    })
+}
+
 /// S0-29, S0-63, S1-36: never a stage shorter than declared, never a limit looser than the stage's, never trading
 /// without the gates, and halting wins.
 #[test]
@@ -551,15 +559,21 @@ fn whatever_happens_no_stage_is_shorter_or_looser_than_declared() {
     println!("STANDFAST_MODEL_SEED={first}");
     let begun = Instant::now();
     let mut ends = BTreeMap::<_, u64>::new();
-    for seed in (0..SEQUENCES).map(|n| first.wrapping_add(n)) {
-        match std::panic::catch_unwind(|| sequence(seed)) {
-            Ok(end) => *ends.entry(end).or_default() += 1,
-            Err(error) => {
-                println!("repeat it with STANDFAST_MODEL_SEED={seed}");
-                std::panic::resume_unwind(error);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads)
+            .map(|own| {
+                let seeds = (0..SEQUENCES).filter(move |n| n % threads == own).map(|n| first.wrapping_add(n));
+                scope.spawn(|| seeds.map(repeatable).collect::<Vec<_>>())
+            })
+            .collect();
+        for thread in all {
+            match thread.join() {
+                Ok(some) => some.into_iter().for_each(|end| *ends.entry(end).or_default() += 1),
+                Err(error) => std::panic::resume_unwind(error),
             }
         }
-    }
+    });
     println!("{SEQUENCES} sequences in {:?}: {ends:?}", begun.elapsed());
     // They come to every place that matters.
     for end in ["Completed", "ReHalted", "Aborted", "halted again by somebody", "in a stage", "at the gates"] {
