@@ -5,7 +5,7 @@
 //! that died silently is noticed by a watch only after minutes.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt::Debug,
     hash::Hash,
     sync::Arc,
@@ -24,12 +24,18 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     admin::{Heartbeat, STUCK, Watchdog},
     args::Scope,
 };
+
+/// The longest that a list poll waits for its answer.
+const POLL: Duration = Duration::from_secs(5);
+/// How long after a deletion was told a poll may still have the object: it began before, and waits in the queue for as long
+/// as the caches have something else to do.
+const BURIED: Duration = Duration::from_secs(120);
 
 fn apis<K>(scope: &Scope, client: &Client) -> Vec<(Option<String>, Api<K>)>
 where
@@ -204,7 +210,8 @@ where
     let cache = Cache { store: reader.clone(), kind: kind.clone() };
     let watchdog = watchdog.cloned();
     let waiting = apis.iter().map(|(namespace, _)| namespace.clone()).collect();
-    let mut feeder = Feeder { writer, reader, kind: kind.clone(), waiting, lean, on_change };
+    let buried = feed.poll.map(|_| HashMap::new());
+    let mut feeder = Feeder { writer, reader, kind: kind.clone(), waiting, buried, lean, on_change };
     let drive = async move {
         let config = watcher::Config::default().timeout(feed.watch_timeout).page_size(500);
         let mut inputs = SelectAll::new();
@@ -243,7 +250,11 @@ where
                 Input::Watch(_, Ok(Event::Apply(object))) => feeder.apply(object),
                 Input::Watch(_, Ok(Event::Delete(object))) => feeder.delete(object),
                 Input::Poll(objects) if feeder.started() => {
+                    feeder.forget_old_burials();
                     for object in objects {
+                        if feeder.is_buried(&object) {
+                            continue;
+                        }
                         let known = feeder.reader.get(&ObjectRef::from_obj_with(&object, kind.clone()));
                         if known.is_none_or(|k| newer(&object, &k)) {
                             on_stale();
@@ -268,6 +279,9 @@ where
     kind: K::DynamicType,
     /// Where the first list is not in yet.
     waiting: HashSet<Option<String>>,
+    /// uids of the objects that were deleted of late, and when that was told. A poll that was answered before must not
+    /// bring them back: nothing would take them away again. Where there are no polls, nothing is kept.
+    buried: Option<HashMap<String, Instant>>,
     lean: L,
     on_change: C,
 }
@@ -283,6 +297,15 @@ where
         self.waiting.is_empty()
     }
 
+    fn forget_old_burials(&mut self) {
+        self.buried.iter_mut().for_each(|buried| buried.retain(|_, at| at.elapsed() <= BURIED));
+    }
+
+    fn is_buried(&self, object: &K) -> bool {
+        let uid = object.uid();
+        self.buried.as_ref().zip(uid).is_some_and(|(buried, uid)| buried.contains_key(&uid))
+    }
+
     fn apply(&mut self, mut new: K) {
         (self.lean)(&mut new);
         if !self.started() {
@@ -294,6 +317,9 @@ where
     }
 
     fn delete(&mut self, object: K) {
+        if let Some(buried) = &mut self.buried {
+            buried.extend(object.uid().map(|uid| (uid, Instant::now())));
+        }
         self.writer.apply_watcher_event(&Event::Delete(object.clone()));
         (self.on_change)(Change::Deleted(&object));
     }
@@ -348,7 +374,7 @@ where
         loop {
             interval.tick().await;
             heartbeat.iter().for_each(Heartbeat::beat);
-            match tokio::time::timeout(Duration::from_secs(5), api.list(&ListParams::default())).await {
+            match tokio::time::timeout(POLL, api.list(&ListParams::default())).await {
                 Ok(Ok(list)) => return Some((Input::Poll(list.items), (api, interval, heartbeat))),
                 Ok(Err(error)) => tracing::warn!(%error, "the list poll beside a watch failed"),
                 Err(_) => tracing::warn!("the list poll beside a watch had no answer within 5 s"),
@@ -361,6 +387,7 @@ where
 mod tests {
     use std::sync::{Mutex, OnceLock};
 
+    use futures::stream;
     use http::{Request, Response};
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::client::Body;
@@ -403,6 +430,42 @@ mod tests {
         // What is told can be read.
         let all = if ready { vec![("one".to_owned(), true)] } else { vec![] };
         assert_eq!(*told.lock().unwrap(), all);
+    }
+
+    /// A poll has read the object, then the watch tells that it is gone, then the poll's answer arrives.
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_does_not_bring_back_what_was_deleted_meanwhile() {
+        let object = json!({"metadata": {"name": "one", "namespace": "a", "uid": "u-1", "resourceVersion": "1"}});
+        let list = json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"},
+            "items": [object]});
+        let service = service_fn(move |request: Request<Body>| {
+            let (list, object) = (list.to_string(), object.clone());
+            async move {
+                let uri = request.uri().to_string();
+                if uri.contains("watch=true") {
+                    let deleted = json!({"type": "DELETED", "object": object}).to_string() + "\n";
+                    let told = stream::once(async move {
+                        tokio::time::sleep(Duration::from_secs(6)).await;
+                        Ok::<_, BoxError>(deleted)
+                    });
+                    return Ok(Response::new(axum::body::Body::from_stream(told.chain(stream::pending()))));
+                }
+                // The polls: the second one begins after 5 s.
+                if !uri.contains("limit=") {
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                }
+                Ok::<_, BoxError>(Response::new(axum::body::Body::from(list)))
+            }
+        });
+        let (cache, feed) =
+            open::<ConfigMap>(&Client::new(service, "a"), &Scope::Cluster, Feed::PROMPT, None, |_| {}, |_| {}, || {});
+        let mut feed = std::pin::pin!(feed);
+        assert!(tokio::time::timeout(Duration::from_millis(5500), &mut feed).await.is_err());
+        assert!(cache.get("a", "one").is_some());
+        for seconds in [1, 2, 10] {
+            assert!(tokio::time::timeout(Duration::from_secs(seconds), &mut feed).await.is_err());
+            assert!(cache.get("a", "one").is_none(), "it was deleted, and is there again");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -265,9 +265,10 @@ async fn sweep(scenario: Scenario) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{} of {ran} plans failed", failed.len());
-    // Which calls there are differs a little from run to run; plans that all miss would prove nothing.
+    // Which calls there are differs with the load, which is another one while the clean runs go on; plans that all miss
+    // would prove nothing.
     let (plans, missed) = steady;
-    ensure!(missed * 10 <= plans, "{missed} of {plans} plans did not reach a call that was in every clean run");
+    ensure!(missed * 5 <= plans, "{missed} of {plans} plans did not reach a call that was in every clean run");
     Ok(())
 }
 
