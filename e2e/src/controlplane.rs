@@ -183,7 +183,7 @@ impl ControlPlane {
                 ("service-account-signing-key-file", &self.path("service-accounts.key")),
                 ("service-cluster-ip-range", "10.96.0.0/16"),
                 ("authorization-mode", "RBAC"),
-                // Nobody competes here: the queues cost a twentieth of its time.
+                // Nobody competes here that would have to queue.
                 ("enable-priority-and-fairness", "false"),
                 ("max-requests-inflight", "2000"),
                 ("max-mutating-requests-inflight", "1000"),

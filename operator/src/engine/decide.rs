@@ -85,8 +85,8 @@ pub fn decide(
     if waves.iter().flatten().any(newer) {
         return Decision::Superseded;
     }
-    let over = |e: &StepStatus| matches!(e.state, StepState::Succeeded | StepState::Skipped);
-    let passed = |d: &Definition| find(journal, &d.name).is_some_and(over);
+    let done = |e: &StepStatus| matches!(e.state, StepState::Succeeded | StepState::Skipped);
+    let passed = |d: &Definition| find(journal, &d.name).is_some_and(done);
     let Some(wave) = waves.iter().find(|w| !w.iter().all(passed)) else {
         return Decision::Ended(End::Succeeded);
     };
